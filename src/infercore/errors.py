@@ -1,0 +1,78 @@
+"""Errors that infercore raises beside `ValueError` and `TypeError`.
+
+InfercoreError
+├── OutOfPages              the KV pool cannot give what was asked for; nothing was changed
+├── CacheFileError          a saved cache is damaged, foreign or does not fit; nothing was loaded
+├── GrammarError            (also a ValueError) a regex or schema cannot be used as it stands
+│   ├── RegexSyntaxError    with `position` in the pattern
+│   ├── UnsupportedSchema   with `pointer`, the JSON pointer of the keyword that cannot be enforced
+│   └── GrammarLimitError   a limit on states, bytes, depth or seconds was reached
+├── UnsupportedModel        the packed forward cannot serve this model; says which parts still can
+└── RequestError            (also a ValueError) a request the engine cannot run as asked
+
+This module imports nothing of ours.
+"""
+
+
+class InfercoreError(Exception):
+    """Base class of every error that only infercore raises."""
+
+
+class OutOfPages(InfercoreError):
+    """The page pool is exhausted even after evicting everything that may be evicted.
+
+    Attributes:
+        requested: pages that were asked for.
+        available: pages that could have been given, evictable ones included.
+    """
+
+    def __init__(self, message: str, *, requested: int = 0, available: int = 0) -> None:
+        super().__init__(message)
+        self.requested = requested
+        self.available = available
+
+
+class CacheFileError(InfercoreError):
+    """A file that `PrefixCache.load` was given is not a cache saved by `save`, or does not fit this pool."""
+
+
+class GrammarError(InfercoreError, ValueError):
+    """A grammar cannot be built from what was given."""
+
+
+class RegexSyntaxError(GrammarError):
+    """A pattern that cannot be parsed, or uses syntax an automaton cannot hold.
+
+    Attributes:
+        pattern: the whole pattern.
+        position: offset in `pattern`, in code points, where the trouble starts.
+    """
+
+    def __init__(self, message: str, *, pattern: str, position: int) -> None:
+        super().__init__(f"{message} (at position {position} of {pattern!r})")
+        self.pattern = pattern
+        self.position = position
+
+
+class UnsupportedSchema(GrammarError):
+    """A JSON Schema keyword (or a combination of them) that cannot be enforced exactly.
+
+    Attributes:
+        pointer: JSON pointer of the keyword inside the schema, "" for the root.
+    """
+
+    def __init__(self, message: str, *, pointer: str) -> None:
+        super().__init__(f"{message} (at {pointer or '#'})")
+        self.pointer = pointer
+
+
+class GrammarLimitError(GrammarError):
+    """A grammar needs more states, bytes, depth or seconds than its limit allows."""
+
+
+class UnsupportedModel(InfercoreError):
+    """A model whose attention does not go through the packed forward, or not correctly."""
+
+
+class RequestError(InfercoreError, ValueError):
+    """A request that the engine cannot run as asked; the message says what to change."""
