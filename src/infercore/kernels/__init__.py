@@ -1,0 +1,32 @@
+"""Attention and KV kernels over a paged pool: plain-torch specification, fast CPU path and Triton behind one door per op.
+
+Use them when you run a model yourself and keep keys and values in pages: in a scheduler, a notebook or a paper's code.
+They take plain tensors and know nothing of caches, engines or models.
+
+    from infercore.kernels import tree_attention, write_kv
+    write_kv(key, value, k_pages, v_pages, slot_mapping)                      # [rows, kv_heads, head_dim] into the pool
+    out = tree_attention(query, k_pages, v_pages, position_ids=position_ids, row_starts=row_starts,
+                         context_lens=context_lens, num_causal_rows=num_causal_rows, block_table=block_table,
+                         ancestor_bits=ancestor_bits, scaling=head_dim**-0.5)  # prefill, decode and draft trees alike
+
+Every op is a folder: `__init__.py` holds the contract and its checks, `reference.py` the specification in plain torch,
+`triton.py` the GPU kernel (imported only when it is used), `cpu.py` a faster CPU path where it matters. In reading
+order: `write_kv`, `move_kv`, `token_bitmask`, `tree_attention`; `impl.py` says what `impl="auto"` picks.
+"""
+
+from infercore.kernels.impl import Impl
+from infercore.kernels.move_kv import move_kv
+from infercore.kernels.token_bitmask import apply_token_bitmask, apply_token_bitmask_
+from infercore.kernels.tree_attention import PreparedRows, prepare, tree_attention
+from infercore.kernels.write_kv import write_kv
+
+__all__ = [
+    "Impl",
+    "PreparedRows",
+    "apply_token_bitmask",
+    "apply_token_bitmask_",
+    "move_kv",
+    "prepare",
+    "tree_attention",
+    "write_kv",
+]
