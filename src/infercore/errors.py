@@ -8,7 +8,8 @@ InfercoreError
 │   ├── UnsupportedSchema   with `pointer`, the JSON pointer of the keyword that cannot be enforced
 │   └── GrammarLimitError   a limit on states, bytes, depth or seconds was reached
 ├── UnsupportedModel        the packed forward cannot serve this model; says which parts still can
-└── RequestError            (also a ValueError) a request the engine cannot run as asked
+├── RequestError            (also a ValueError) a request the engine cannot run as asked
+└── FetchError              the demo's model cannot be had; says how to get it by hand
 
 This module imports nothing of ours.
 """
@@ -76,3 +77,7 @@ class UnsupportedModel(InfercoreError):
 
 class RequestError(InfercoreError, ValueError):
     """A request that the engine cannot run as asked; the message says what to change."""
+
+
+class FetchError(InfercoreError):
+    """The demo's model could not be fetched or is not the published file; the message names the file to get by hand."""
