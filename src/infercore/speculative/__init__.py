@@ -1,0 +1,36 @@
+"""Propose several tokens, verify them in one forward of the target, keep exactly what it would have said itself.
+
+Use it when one forward over a few tokens costs little more than over one (a GPU at small batch, a CPU at a few
+rows) and the text can be foreseen: it repeats itself, quotes its prompt, or a small model speaks alike. The parts know
+no model; a decoding loop of your own needs the target's choice after the pending token and after each node:
+
+    drafter = NGramDrafter()
+    (tree,) = drafter.propose([DraftRequest(0, token_ids, max_nodes=32)])     # token_ids: int32 array, all text so far
+    choices = my_forward(tree.token_ids, tree.position_ids(len(token_ids) - 1), tree.ancestor_bits())   # [1 + nodes]
+    (verdict,) = verify_greedy([tree], [choices])                             # or verify(...) to sample
+    token_ids = np.concatenate([token_ids, verdict.token_ids(tree)])
+    drafter.commit(0, verdict.token_ids(tree))
+
+Reading order: `tree.py` (what a draft is), `types.py` (the protocols), `verify.py` (what is kept, and why it is
+exact), `ngram.py` (the simplest drafter), `fixed_budget.py`, `_compiled.py` (the loops).
+"""
+
+from infercore.speculative.fixed_budget import FixedBudget
+from infercore.speculative.ngram import NGramDrafter
+from infercore.speculative.tree import TokenTree
+from infercore.speculative.types import Controller, Drafter, DraftGrammar, DraftRequest, ForwardFn, Verdict
+from infercore.speculative.verify import verify, verify_greedy
+
+__all__ = [
+    "Controller",
+    "DraftGrammar",
+    "DraftRequest",
+    "Drafter",
+    "FixedBudget",
+    "ForwardFn",
+    "NGramDrafter",
+    "TokenTree",
+    "Verdict",
+    "verify",
+    "verify_greedy",
+]

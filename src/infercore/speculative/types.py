@@ -1,0 +1,162 @@
+"""The records and protocols of this part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
+
+from infercore.speculative.tree import TokenTree
+
+
+@runtime_checkable
+class DraftGrammar(Protocol):
+    """What drafters use of a grammar: states are ints, so a tree of states costs nothing to keep."""
+
+    def advance(self, state: int, token_id: int) -> int:
+        """The state after `token_id`; -1: refused."""
+        ...
+
+    def forced_tokens(self, state: int) -> Int32[np.ndarray, "n"]:
+        """The only tokens that may follow, possibly none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """One sequence that wants a draft in this step."""
+
+    request_id: int
+    token_ids: Int32[np.ndarray, "tokens"] | Int64[np.ndarray, "tokens"]
+    """Prompt and output so far, the pending token (the tree's root) last. A view into the caller's buffer is fine:
+    drafters copy what they keep."""
+    max_nodes: int
+    features: Tensor | None = None
+    """The target's hidden states, for drafters that ask for them."""
+    grammar: DraftGrammar | None = None
+    grammar_state: int | None = None
+    """State of `grammar` after the pending token."""
+    temperature: float = 0.0
+    """0: the target decodes greedily. A drafter with probabilities may draw at another temperature all the same."""
+    generator: torch.Generator | None = None
+    """The drafter's only randomness for this request; another one than verification uses."""
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """Proposes tokens; verification decides. `commit` tells which were kept, so that tables and features can follow.
+
+    Laws: `propose` returns one tree per request, in order, with at most `max_nodes` nodes, none for `max_nodes <= 0`;
+    siblings carry different tokens unless drawn independently; what it proposes depends on earlier calls, never on
+    the other requests of the same call. `commit` and `close` accept ids that were never proposed for.
+    """
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        """A tree for every request of the batch: one forward per depth, not per request."""
+        ...
+
+    def commit(
+        self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
+    ) -> None:
+        """The tokens that the step appended to the request: the accepted path, and the token after it."""
+        ...
+
+    def close(self, request_id: int) -> None:
+        """The request is finished, or aborted: its state may go. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What one step adds to one sequence: the accepted nodes, and one more token from the target itself."""
+
+    path: Int32[np.ndarray, "accepted"]
+    """Indices of the accepted nodes, from the root's child down."""
+    next_token_id: int
+    """The next pending token; it is no node of the tree."""
+
+    @property
+    def num_accepted(self) -> int:
+        return len(self.path)
+
+    @property
+    def accept_length(self) -> int:
+        """Tokens gained by this forward."""
+        return len(self.path) + 1
+
+    def token_ids(self, tree: TokenTree) -> Int32[np.ndarray, "gained"]:
+        """The `accept_length` tokens that this step appends to the sequence."""
+        token_ids = np.empty(len(self.path) + 1, np.int32)
+        token_ids[:-1] = tree.token_ids[self.path]
+        token_ids[-1] = self.next_token_id
+        return token_ids
+
+
+@runtime_checkable
+class Controller(Protocol):
+    """Decides how many draft tokens a step verifies. All methods take the whole batch and run on the host.
+
+    A step is: `budget`, then the drafter's `propose` with those budgets, `select`, the forward, `update`.
+    """
+
+    def budget(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
+        """Most nodes worth drafting per request; 0: do not draft.
+
+        `num_other_rows`: rows of this forward that are there anyway (prefill chunks, forced tokens), without the one
+        pending token of each request.
+        """
+        ...
+
+    def select(
+        self, request_ids: Sequence[int], trees: Sequence[TokenTree], *, num_other_rows: int = 0
+    ) -> list[TokenTree]:
+        """The trees cut to what is worth verifying in one forward; the same objects where nothing is cut."""
+        ...
+
+    def update(
+        self,
+        request_ids: Sequence[int],
+        trees: Sequence[TokenTree],
+        verdicts: Sequence[Verdict],
+        *,
+        step_time_s: float,
+        num_other_rows: int = 0,
+    ) -> None:
+        """What the step brought: `trees` as they were verified; `step_time_s` of the forward and what belongs to it."""
+        ...
+
+    def close(self, request_id: int) -> None:
+        """The request is finished. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ForwardFn(Protocol):
+    """A causal language model over paged sequences, as `DraftModelDrafter` calls it; `infercore.hf` implements it.
+
+    A sequence's committed tokens are kept between calls. `rows` go after them and stay uncommitted: the next call for
+    the same sequence either commits some of them or drops them.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def forward(
+        self,
+        request_ids: Sequence[int],
+        chains: Sequence[npt.NDArray[np.int32]],
+        trees: Sequence[TokenTree],
+    ) -> list[Tensor]:
+        """Run, per request, the not yet committed `chain` (at least one token; the last is the tree's root) and the
+        tree below it; float32 logits `[1 + nodes, vocab]` of the root and of each node. Keeps nothing."""
+        ...
+
+    def commit(self, request_id: int, token_ids: npt.NDArray[np.int32]) -> None:
+        """Append tokens to the sequence for good, whether or not their KV is known yet."""
+        ...
+
+    def close(self, request_id: int) -> None: ...
