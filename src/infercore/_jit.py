@@ -28,6 +28,11 @@ else:
     _reason = "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else ""
 
 
+def is_compiled() -> bool:
+    """Whether `compiled` compiles; False where numba is missing or switched off."""
+    return not _reason
+
+
 def status() -> str:
     """One line for reports: whether the CPU loops are compiled, and if not, why."""
     return f"plain Python ({_reason})" if _reason else f"compiled by numba {numba.__version__}"
@@ -35,9 +40,18 @@ def status() -> str:
 
 def compiled(function: _Function) -> _Function:
     """Compile `function` (arrays and integers only) without the GIL, cached on disk; identity where numba is absent."""
+    return _compile(function, {})
+
+
+def compiled_float(function: _Function) -> _Function:
+    """As `compiled`, for loops over floats: sums may be reordered and contracted, NaN and infinity stay right."""
+    return _compile(function, {"fastmath": {"reassoc", "contract", "nsz", "arcp"}})
+
+
+def _compile(function: _Function, float_options: dict[str, Any]) -> _Function:
     if _reason:
         return function
-    options = {"nogil": True, "cache": True}
+    options = {"nogil": True, "cache": True, **float_options}
     try:
         dispatcher = numba.njit(**options)(function)
     except RuntimeError:  # numba found no writable place beside the package or in the user's home

@@ -1,4 +1,4 @@
-"""Attention and KV kernels over a paged pool: plain-torch specification, fast CPU path and Triton behind one door per op.
+"""Attention and KV kernels over a paged pool: a plain-torch reference, a fast CPU path and Triton, one door per op.
 
 Use them when you run a model yourself and keep keys and values in pages: in a scheduler, a notebook or a paper's code.
 They take plain tensors and know nothing of caches, engines or models.

@@ -19,6 +19,7 @@ def choose_impl(
     Raises: ValueError for an unknown name, for `"triton"` on CPU tensors outside Triton's interpreter, for `"cpu"` on
         other devices or where the op has no such path.
     """
+    has_cpu_path = cpu == "cpu"
     on_cpu = tensor.device.type == "cpu"
     if impl == "auto":
         return cpu if on_cpu else "triton"
@@ -30,9 +31,9 @@ def choose_impl(
                 'impl="triton" got CPU tensors; move them to a GPU, or set TRITON_INTERPRET=1 before the first import'
             )
         return "triton"
-    if impl == "cpu" and cpu == "cpu":
+    if impl == "cpu" and has_cpu_path:
         if not on_cpu:
             raise ValueError(f'impl="cpu" got tensors on {tensor.device}; use impl="auto"')
         return "cpu"
-    names = '"auto", "triton", "cpu" or "reference"' if cpu == "cpu" else '"auto", "triton" or "reference"'
+    names = '"auto", "triton", "cpu" or "reference"' if has_cpu_path else '"auto", "triton" or "reference"'
     raise ValueError(f"impl is {impl!r}, expected {names}")

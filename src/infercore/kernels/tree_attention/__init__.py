@@ -17,7 +17,8 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from infercore.kernels.impl import Impl, choose_impl
-from infercore.kernels.tree_attention.reference import tree_attention as _reference
+from infercore.kernels.tree_attention.cpu import tree_attention as on_cpu
+from infercore.kernels.tree_attention.reference import tree_attention as reference
 from infercore.kernels.tree_attention.rows import PreparedRows, prepare
 
 __all__ = ["PreparedRows", "prepare", "tree_attention"]
@@ -83,8 +84,36 @@ def tree_attention(
             page_size=k_pages.shape[1],
         )
     prepared.check_fits(query, k_pages)
-    choose_impl(impl, query, cpu="reference")
-    result = _reference(
+    chosen = choose_impl(impl, query, cpu="cpu")
+    if out is None:
+        out = query.new_empty(*query.shape[:2], v_pages.shape[3])
+    if chosen == "cpu":
+        return on_cpu(
+            query,
+            k_pages,
+            v_pages,
+            prepared.on_cpu,
+            out,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+    if chosen == "triton":
+        from infercore.kernels.tree_attention.triton import tree_attention as on_gpu
+
+        return on_gpu(
+            query,
+            k_pages,
+            v_pages,
+            prepared,
+            out,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+    result = reference(
         query,
         k_pages,
         v_pages,
@@ -99,7 +128,7 @@ def tree_attention(
         softcap=softcap,
         sinks=sinks,
     )
-    return result if out is None else out.copy_(result)
+    return out.copy_(result)
 
 
 def check_tensors(query: Tensor, k_pages: Tensor, v_pages: Tensor, sinks: Tensor | None, out: Tensor | None) -> None:
@@ -131,3 +160,5 @@ def check_tensors(query: Tensor, k_pages: Tensor, v_pages: Tensor, sinks: Tensor
             f"out is {tuple(out.shape)} {out.dtype} on {out.device}, expected "
             f"{(num_rows, heads, v_pages.shape[3])} {dtype} on {device}"
         )
+    if out is not None and not out.is_contiguous():
+        raise ValueError("out must be contiguous; pass a tensor of its own, or None")
