@@ -12,13 +12,27 @@ no model; a decoding loop of your own needs the target's choice after the pendin
     drafter.commit(0, verdict.token_ids(tree))
 
 Reading order: `tree.py` (what a draft is), `types.py` (the protocols), `verify.py` (what is kept, and why it is
-exact), `ngram.py` (the simplest drafter), `fixed_budget.py`, `_compiled.py` (the loops).
+exact); drafters: `ngram.py` (the simplest), `suffix/` (what followed this context before), `recycling.py` (what the
+target thought before), `forced.py` (what the grammar leaves), `union.py` (several as one tree); `fixed_budget.py`;
+`_compiled.py` (the loops).
 """
 
 from infercore.speculative.fixed_budget import FixedBudget
+from infercore.speculative.forced import ForcedTokenDrafter
 from infercore.speculative.ngram import NGramDrafter
+from infercore.speculative.recycling import RecyclingDrafter
+from infercore.speculative.suffix import SuffixDrafter
 from infercore.speculative.tree import TokenTree
-from infercore.speculative.types import Controller, Drafter, DraftGrammar, DraftRequest, ForwardFn, Verdict
+from infercore.speculative.types import (
+    Controller,
+    Drafter,
+    DraftGrammar,
+    DraftRequest,
+    ForwardFn,
+    TopTokenObserver,
+    Verdict,
+)
+from infercore.speculative.union import Union
 from infercore.speculative.verify import verify, verify_greedy
 
 __all__ = [
@@ -27,9 +41,14 @@ __all__ = [
     "DraftRequest",
     "Drafter",
     "FixedBudget",
+    "ForcedTokenDrafter",
     "ForwardFn",
     "NGramDrafter",
+    "RecyclingDrafter",
+    "SuffixDrafter",
     "TokenTree",
+    "TopTokenObserver",
+    "Union",
     "Verdict",
     "verify",
     "verify_greedy",

@@ -151,3 +151,104 @@ def ngram_tree(context, min_ngram, max_ngram, max_matches, max_depth, max_nodes,
         if num_nodes == max_nodes:
             break
     return num_nodes
+
+
+@no_type_check
+@compiled
+def learn_followers(followers, rank_trust, last, token_ids, rate):
+    """Move each seen follower to the front of its token's row, and `rank_trust` towards the ranks that hit."""
+    num_ranks = followers.shape[1]
+    for position in range(token_ids.shape[0]):
+        token = token_ids[position]
+        if 0 <= last < followers.shape[0]:
+            rank = 0
+            while rank < num_ranks and followers[last, rank] != token:
+                rank += 1
+            if followers[last, 0] >= 0:
+                for other in range(num_ranks):
+                    rank_trust[other] += rate * ((1.0 if other == rank else 0.0) - rank_trust[other])
+            for lower in range(min(rank, num_ranks - 1), 0, -1):
+                followers[last, lower] = followers[last, lower - 1]
+            followers[last, 0] = token
+        last = token
+
+
+@no_type_check
+@compiled
+def grow_followers(followers, rank_trust, last, max_depth, token_ids, parents, scores):
+    """Best-first tree of table rows: rank r below any node has `rank_trust[r]`. Returns the number of nodes.
+
+    Each row of the tree offers one candidate at a time, its next rank, so that the open set has one entry per node.
+    """
+    max_nodes = token_ids.shape[0]
+    num_ranks = followers.shape[1]
+    next_rank = np.zeros(max_nodes + 1, np.int32)
+    depths = np.zeros(max_nodes + 1, np.int32)
+    num_nodes = 0
+    while num_nodes < max_nodes:
+        best = -1
+        best_score = -1.0
+        for row in range(num_nodes + 1):
+            token = last if row == 0 else token_ids[row - 1]
+            rank = next_rank[row]
+            if rank >= num_ranks or depths[row] >= max_depth or token < 0 or token >= followers.shape[0]:
+                continue
+            if followers[token, rank] < 0:
+                continue
+            score = rank_trust[rank] * (1.0 if row == 0 else scores[row - 1])
+            if score > best_score:
+                best_score = score
+                best = row
+        if best < 0:
+            break
+        token = last if best == 0 else token_ids[best - 1]
+        token_ids[num_nodes] = followers[token, next_rank[best]]
+        parents[num_nodes] = best - 1
+        scores[num_nodes] = best_score
+        next_rank[best] += 1
+        num_nodes += 1
+        depths[num_nodes] = depths[best] + 1
+    return num_nodes
+
+
+@no_type_check
+@compiled
+def merge(token_ids, parents, scores, sources, first_nodes, merged_ids, merged_parents, merged_scores, merged_sources):
+    """Merge trees laid out one after another (tree t from `first_nodes[t]`; parents counted inside each tree) by path.
+
+    A node that several propose keeps the highest score and its source. Returns the number of merged nodes.
+    """
+    index = np.empty(token_ids.shape[0], np.int32)
+    num_nodes = 0
+    for tree in range(first_nodes.shape[0] - 1):
+        start = first_nodes[tree]
+        for node in range(start, first_nodes[tree + 1]):
+            parent = -1 if parents[node] < 0 else index[start + parents[node]]
+            found = -1
+            for other in range(parent + 1, num_nodes):
+                if merged_parents[other] == parent and merged_ids[other] == token_ids[node]:
+                    found = other
+                    break
+            if found < 0:
+                found = num_nodes
+                num_nodes += 1
+                merged_ids[found] = token_ids[node]
+                merged_parents[found] = parent
+                merged_scores[found] = scores[node]
+                merged_sources[found] = sources[node]
+            elif scores[node] > merged_scores[found]:
+                merged_scores[found] = scores[node]
+                merged_sources[found] = sources[node]
+            index[node] = found
+    return num_nodes
+
+
+@no_type_check
+@compiled
+def best_nodes(scores, max_nodes):
+    """Mask of the `max_nodes` highest scores, the earlier node where they are equal; closed under ancestors."""
+    keep = np.zeros(scores.shape[0], np.bool_)
+    order = np.argsort(-scores, kind="mergesort")  # stable: a parent comes before a child of the same score
+    for rank in range(min(max_nodes, scores.shape[0])):
+        keep[order[rank]] = True
+    return keep

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Integer
 from torch import Tensor
 
 from infercore.speculative.tree import TokenTree
@@ -67,6 +66,21 @@ class Drafter(Protocol):
 
     def close(self, request_id: int) -> None:
         """The request is finished, or aborted: its state may go. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class TopTokenObserver(Protocol):
+    """A drafter that learns from the target's logits; a decoding loop calls `observe` where it finds it.
+
+    Rows that were computed anyway are enough: the pending token's, accepted nodes', rejected ones'.
+    """
+
+    num_top_tokens: int
+    """Columns that `observe` wants; 0: do not call it."""
+
+    def observe(self, token_ids: Integer[np.ndarray, "rows"], top_token_ids: Integer[np.ndarray, "rows top"]) -> None:
+        """The target's `num_top_tokens` likeliest tokens after each of `token_ids`, likeliest first."""
         ...
 
 
@@ -136,27 +150,21 @@ class Controller(Protocol):
 
 @runtime_checkable
 class ForwardFn(Protocol):
-    """A causal language model over paged sequences, as `DraftModelDrafter` calls it; `infercore.hf` implements it.
-
-    A sequence's committed tokens are kept between calls. `rows` go after them and stay uncommitted: the next call for
-    the same sequence either commits some of them or drops them.
-    """
-
-    @property
-    def vocab_size(self) -> int: ...
+    """A causal language model as `DraftModelDrafter` calls it; `infercore.hf` implements it."""
 
     def forward(
         self,
         request_ids: Sequence[int],
-        chains: Sequence[npt.NDArray[np.int32]],
+        texts: Sequence[Integer[np.ndarray, "_"]],
         trees: Sequence[TokenTree],
     ) -> list[Tensor]:
-        """Run, per request, the not yet committed `chain` (at least one token; the last is the tree's root) and the
-        tree below it; float32 logits `[1 + nodes, vocab]` of the root and of each node. Keeps nothing."""
+        """Logits `[1 + num_nodes, vocab]` per request: after the whole text, and after each node below its end.
+
+        The implementation keeps the KV of what the text has in common with the one of the last call for the same id,
+        and drops that of the trees.
+        """
         ...
 
-    def commit(self, request_id: int, token_ids: npt.NDArray[np.int32]) -> None:
-        """Append tokens to the sequence for good, whether or not their KV is known yet."""
+    def close(self, request_id: int) -> None:
+        """The KV of this request may go. Idempotent."""
         ...
-
-    def close(self, request_id: int) -> None: ...
