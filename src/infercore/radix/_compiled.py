@@ -1,0 +1,646 @@
+"""The prefix tree as loops over arrays: integers and arrays in, integers out. `layout.py` says what each array holds.
+
+A node is a page: node id = page id, and its children are the pages that may follow it. So an edge never has to be
+split, a chain never merged, and giving up the tail of a branch is giving up its last pages. Node 0 (the reserved page)
+is the root of the default namespace; ids from `num_pages` on are the roots of the others.
+
+- A node's first child is found without hashing, through FIRST; its other children stand in one hash table for the whole
+  tree, keyed by parent and page tokens. Tokens are always compared, a hash alone never decides.
+- Only the last node of an access is stamped. A node hands its stamp up when it leaves, so a node that has become a
+  leaf carries the latest access to anything that ever hung below it: exact recency at O(1) per access.
+- Leaves wait for eviction in a binary heap whose keys may be out of date (too small, never too large): an entry is
+  checked when it comes up, and goes back down if it was used since.
+"""
+
+from typing import no_type_check
+
+import numpy as np
+
+from infercore._jit import compiled
+
+# Rows of `fields` (int32 [rows, nodes]).
+PARENT = 0  # parent node; ABSENT: not in the tree; IS_ROOT
+FIRST = 1  # a child that is not in the hash table, -1 if none; of a leaf: -2 - (place in the heap), -1 if not there
+CHILDREN = 2  # number of children
+REFS = 3  # references to the page, the tree's own included; of a root: pages cached in its namespace
+BUCKET = 4  # hash table: first node of each bucket, -1 if empty
+CHAIN = 5  # hash table: next node in the same bucket
+STAMP = 6  # clock at the last access that ended here or below a child that has left
+ROOT = 7  # root of the namespace the page is cached in
+AUX = 8  # what the policy counts, if it counts: uses, or a priority
+NUM_FIELDS = 8
+
+ABSENT = -1
+IS_ROOT = -2
+_MARKED = -3  # PARENT while an insert checks that no page is named twice
+
+# Entries of `header` (int64).
+NUM_PAGES, PAGE_SIZE, NUM_FREE, NUM_CACHED, NUM_HELD, HEAP_SIZE, CLOCK, CURSOR = 0, 1, 2, 3, 4, 5, 6, 7
+NUM_REMOVED, NUM_COMPARED, POLICY, HAS_AUX, NUM_BUCKETS, SEED, NUM_EVICTED = 8, 9, 10, 11, 12, 13, 14
+HEADER_SIZE = 24
+
+# Policies, the values of header[POLICY].
+LRU, FIFO, LFU, SLRU, PRIORITY, GHOST = 0, 1, 2, 3, 4, 5
+
+BLOCK = 64  # pages per entry of `free_in_block`
+RUN_SEARCH = 8192  # pages looked at for a contiguous run before any free pages are taken
+
+
+@no_type_check
+@compiled
+def match_pages(header, fields, tokens, query, root, touch, hold, out):
+    """Walk down from `root` along `query` by whole pages; ids of the matched pages go to `out`, returns how many.
+
+    touch: count it as a use of what matched. hold: take a reference on each matched page.
+    """
+    page_size = header[PAGE_SIZE]
+    limit = query.shape[0] // page_size
+    node = root
+    count = 0
+    compared = 0
+    while count < limit:
+        child = fields[FIRST, node]
+        if child >= 0:
+            compared += page_size
+            if _same(tokens, child * page_size, query, count * page_size, page_size):
+                out[count] = child
+                count += 1
+                node = child
+                continue
+            if fields[CHILDREN, node] == 1:
+                break
+        elif fields[CHILDREN, node] == 0:
+            break
+        child = fields[BUCKET, _bucket(header, query, count * page_size, node)]
+        while child >= 0:
+            if fields[PARENT, child] == node:
+                compared += page_size
+                if _same(tokens, child * page_size, query, count * page_size, page_size):
+                    break
+            child = fields[CHAIN, child]
+        if child < 0:
+            break
+        out[count] = child
+        count += 1
+        node = child
+    header[NUM_COMPARED] += compared
+    if hold:
+        for i in range(count):
+            _hold(header, fields, out[i])
+    if touch and count > 0:
+        _touch(header, fields, node)
+    return count
+
+
+@no_type_check
+@compiled
+def insert_pages(
+    header, fields, tokens, free_in_block, heap_ids, heap_keys, query, first, node, pages, adopt, aux, out
+):
+    """Hang logical pages `first`.. of `query` below `node`, page i standing in `pages[i]`; returns how many are new.
+
+    The tree takes a reference on each new page. Where the tree has those tokens already its page stays; with `adopt`
+    the caller's page is given up for the tree's (`pages[i]` changes), and pages freed so go to `out[1:]`, their number
+    to `out[0]`. Returns -1 - i, and has changed nothing, if `pages[i]` cannot be hung: not allocated, or in use
+    elsewhere in the tree, or named twice.
+    """
+    page_size = header[PAGE_SIZE]
+    last = pages.shape[0]
+    # Find where the tree ends first, so that a bad page is noticed before anything changes.
+    stop = first
+    at = node
+    while stop < last:
+        child = _child(header, fields, tokens, query, stop * page_size, at)
+        if child < 0:
+            break
+        at = child
+        stop += 1
+    bad = -1
+    for i in range(stop, last):
+        page = pages[i]
+        if page < 1 or page >= header[NUM_PAGES] or fields[PARENT, page] != ABSENT or fields[REFS, page] < 1:
+            bad = i
+            break
+        fields[PARENT, page] = _MARKED
+    for i in range(stop, last if bad < 0 else bad):
+        fields[PARENT, pages[i]] = ABSENT
+    if bad >= 0:
+        return -1 - bad
+
+    num_freed = 0
+    if adopt:
+        at = node
+        for i in range(first, stop):
+            at = _child(header, fields, tokens, query, i * page_size, at)
+            page = pages[i]
+            if page != at:
+                _hold(header, fields, at)
+                if _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
+                    num_freed += 1
+                    out[num_freed] = page
+                pages[i] = at
+    out[0] = num_freed
+    root = at if at == 0 or at >= header[NUM_PAGES] else fields[ROOT, at]
+    for i in range(stop, last):
+        page = pages[i]
+        for j in range(page_size):
+            tokens[page * page_size + j] = query[i * page_size + j]
+        fields[STAMP, page] = header[CLOCK] + 1
+        fields[ROOT, page] = root
+        if header[HAS_AUX]:
+            fields[AUX, page] = 0
+        fields[REFS, page] += 1
+        header[NUM_HELD] += 1
+        _link(header, fields, tokens, heap_ids, heap_keys, page, at)
+        at = page
+    if last > first:
+        _touch(header, fields, at)
+        if header[POLICY] == PRIORITY and aux > fields[AUX, at]:
+            fields[AUX, at] = aux
+    return last - stop
+
+
+@no_type_check
+@compiled
+def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, after, out, parents):
+    """Take `count` free pages into `out`, evicting as needed; returns how many were evicted, or -1: nothing changed.
+
+    Contiguous runs are preferred, and the page behind `after` (-1: no wish) for the first of them. The evicted pages
+    are listed in `out` behind the taken ones. `parents` is scratch.
+    """
+    missing = count - header[NUM_FREE]
+    num_evicted = 0
+    if missing > 0:
+        if missing > header[NUM_CACHED] - header[NUM_HELD]:
+            return -1
+        num_evicted = evict_pages(
+            header, fields, tokens, free_in_block, heap_ids, heap_keys, missing, -1, out[count:], parents
+        )
+        if num_evicted < missing:  # leaves that someone holds stand before pages that nobody holds: put all back
+            for i in range(num_evicted - 1, -1, -1):
+                page = out[count + i]
+                fields[REFS, page] = 1
+                header[NUM_FREE] -= 1
+                header[NUM_REMOVED] -= 1
+                header[NUM_EVICTED] -= 1
+                free_in_block[page // BLOCK] -= 1
+                _link(header, fields, tokens, heap_ids, heap_keys, page, parents[i])
+                if fields[CHILDREN, page] == 0:
+                    _push(header, fields, heap_ids, heap_keys, page)
+            return -1
+    _take(header, fields, free_in_block, count, after, out)
+    return num_evicted
+
+
+@no_type_check
+@compiled
+def evict_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents):
+    """Evict up to `count` pages, worst leaf first, each branch from its tail; their ids go to `out`, returns how many.
+
+    root: evict from this namespace only, -1 for any. Leaves that someone holds are passed over. `parents[i]` is where
+    `out[i]` hung.
+    """
+    done = 0
+    follow = -1  # a parent no fresher than the page that just left it: next without a search
+    while done < count:
+        place = 0
+        if root >= 0:
+            place = -2 - fields[FIRST, follow] if follow >= 0 else _worst_of(header, fields, heap_ids, heap_keys, root)
+            follow = -1
+        if place < 0 or place >= header[HEAP_SIZE]:
+            break
+        page = heap_ids[place]
+        if fields[REFS, page] != 1:
+            _remove(header, fields, heap_ids, heap_keys, place)
+            continue
+        key = _key(header, fields, page)
+        if key > heap_keys[place]:
+            heap_keys[place] = key
+            _sift_down(header, fields, heap_ids, heap_keys, place)
+            continue
+        parent = fields[PARENT, page]
+        _remove(header, fields, heap_ids, heap_keys, place)
+        _unlink(header, fields, tokens, page)
+        fields[REFS, page] = 0
+        _free(header, free_in_block, page)
+        out[done] = page
+        parents[done] = parent
+        done += 1
+        _push_if_leaf(header, fields, heap_ids, heap_keys, parent)
+        if fields[FIRST, parent] < -1 and _key(header, fields, parent) <= key:
+            follow = parent
+    header[NUM_EVICTED] += done
+    return done
+
+
+@no_type_check
+@compiled
+def retain_pages(header, fields, pages):
+    """One more reference on each page; returns 0, or -1 - i and changes nothing if `pages[i]` is not allocated."""
+    for i in range(pages.shape[0]):
+        if pages[i] < 1 or pages[i] >= header[NUM_PAGES] or fields[REFS, pages[i]] < 1:
+            return -1 - i
+    for i in range(pages.shape[0]):
+        _hold(header, fields, pages[i])
+    return 0
+
+
+@no_type_check
+@compiled
+def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out):
+    """One reference less on each page; those freed go to `out`, returns how many.
+
+    Returns -1 - i, and changes nothing, if the caller can hold no reference on `pages[i]` (the tree's own does not
+    count); a page may be named as often as it is held.
+    """
+    bad = -1
+    for i in range(pages.shape[0]):
+        page = pages[i]
+        if page < 1 or page >= header[NUM_PAGES] or fields[REFS, page] <= (0 if fields[PARENT, page] == ABSENT else 1):
+            bad = i
+            break
+        fields[REFS, page] -= 1
+    for i in range(pages.shape[0] if bad < 0 else bad):
+        fields[REFS, pages[i]] += 1
+    if bad >= 0:
+        return -1 - bad
+    num_freed = 0
+    for i in range(pages.shape[0]):
+        if _unhold(header, fields, free_in_block, heap_ids, heap_keys, pages[i]):
+            out[num_freed] = pages[i]
+            num_freed += 1
+    return num_freed
+
+
+@no_type_check
+@compiled
+def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, node, out, marks):
+    """Take `node` and all below it out of the tree (of a root: only what is below it); ids to `out`, returns how many.
+
+    Pages that nobody else holds are freed; the others stay with their holders. `marks` (int8 [nodes]) is scratch.
+    """
+    num_pages = header[NUM_PAGES]
+    is_root = fields[PARENT, node] == IS_ROOT
+    count = 0
+    if is_root:
+        for page in range(1, num_pages):
+            if fields[PARENT, page] != ABSENT and fields[ROOT, page] == node:
+                out[count] = page
+                count += 1
+    else:
+        # 1: below the node, 2: not; walk up until a marked page, then mark the way that was walked.
+        marks[:] = 0
+        marks[node] = 1
+        for page in range(1, num_pages):
+            if fields[PARENT, page] == ABSENT:
+                continue
+            at = page
+            while marks[at] == 0 and fields[PARENT, at] >= 0:
+                at = fields[PARENT, at]
+            verdict = 2 if marks[at] == 0 else marks[at]
+            at = page
+            while marks[at] == 0 and fields[PARENT, at] >= 0:
+                marks[at] = verdict
+                at = fields[PARENT, at]
+        for page in range(1, num_pages):
+            if marks[page] == 1 and fields[PARENT, page] != ABSENT:
+                out[count] = page
+                count += 1
+    # A page may go once all below it have: cut leaves, climbing while the parent is to go as well.
+    above = fields[PARENT, node]
+    for i in range(count):
+        page = out[i]
+        while fields[PARENT, page] >= 0 and fields[CHILDREN, page] == 0 and (is_root or marks[page] == 1):
+            parent = fields[PARENT, page]
+            if fields[FIRST, page] < -1:
+                _remove(header, fields, heap_ids, heap_keys, -2 - fields[FIRST, page])
+            if fields[REFS, page] > 1:
+                header[NUM_HELD] -= 1
+            _unlink(header, fields, tokens, page)
+            fields[REFS, page] -= 1
+            if fields[REFS, page] == 0:
+                _free(header, free_in_block, page)
+            page = parent
+    if above >= 0:
+        _push_if_leaf(header, fields, heap_ids, heap_keys, above)
+    return count
+
+
+@no_type_check
+@compiled
+def slots_of(pages, start, stop, page_size):
+    """int64 slots of rows `start` .. `stop` - 1 of a sequence that stands in `pages`."""
+    slots = np.empty(stop - start, np.int64)
+    for row in range(start, stop):
+        slots[row - start] = np.int64(pages[row // page_size]) * page_size + row % page_size
+    return slots
+
+
+@no_type_check
+@compiled
+def _child(header, fields, tokens, query, start, node):
+    """The child of `node` that holds the page of tokens at `query[start:]`, -1 if there is none."""
+    page_size = header[PAGE_SIZE]
+    child = fields[FIRST, node]
+    if child >= 0 and _same(tokens, child * page_size, query, start, page_size):
+        return child
+    if fields[CHILDREN, node] <= (1 if child >= 0 else 0):
+        return -1
+    child = fields[BUCKET, _bucket(header, query, start, node)]
+    while child >= 0:
+        if fields[PARENT, child] == node and _same(tokens, child * page_size, query, start, page_size):
+            return child
+        child = fields[CHAIN, child]
+    return -1
+
+
+@no_type_check
+@compiled
+def _same(tokens, start, query, query_start, page_size):
+    """Whether one page of tokens equals one page of `query`; without branches inside a page of 16."""
+    if page_size == 16:
+        different = 0
+        for i in range(16):
+            different |= tokens[start + i] ^ query[query_start + i]
+        return different == 0
+    for i in range(page_size):
+        if tokens[start + i] != query[query_start + i]:
+            return False
+    return True
+
+
+@no_type_check
+@compiled
+def _bucket(header, query, start, node):
+    """Hash of (parent, page tokens), seeded per cache; 31-bit steps, so that plain Python integers give the same."""
+    mixed = header[SEED] ^ (node * 2)
+    for i in range(header[PAGE_SIZE]):
+        product = (mixed ^ query[start + i]) * 1640531527
+        mixed = (product ^ (product >> 31)) & 0x7FFFFFFF
+    return (mixed * header[NUM_BUCKETS]) >> 31
+
+
+@no_type_check
+@compiled
+def _link(header, fields, tokens, heap_ids, heap_keys, page, parent):
+    """Hang `page` (its tokens, stamp and root are set) below `parent` as a leaf that does not wait for eviction yet."""
+    if fields[CHILDREN, parent] == 0:
+        if fields[FIRST, parent] < -1:
+            _remove(header, fields, heap_ids, heap_keys, -2 - fields[FIRST, parent])
+        fields[FIRST, parent] = page
+    elif fields[FIRST, parent] == -1:
+        fields[FIRST, parent] = page
+    else:
+        bucket = _bucket(header, tokens, page * header[PAGE_SIZE], parent)
+        fields[CHAIN, page] = fields[BUCKET, bucket]
+        fields[BUCKET, bucket] = page
+    fields[CHILDREN, parent] += 1
+    fields[CHILDREN, page] = 0
+    fields[FIRST, page] = -1
+    fields[PARENT, page] = parent
+    fields[REFS, fields[ROOT, page]] += 1
+    header[NUM_CACHED] += 1
+
+
+@no_type_check
+@compiled
+def _unlink(header, fields, tokens, page):
+    """Take a leaf that does not wait for eviction out of the tree; its parent inherits how recently it was used."""
+    parent = fields[PARENT, page]
+    if fields[FIRST, parent] == page:
+        fields[FIRST, parent] = -1
+    else:
+        bucket = _bucket(header, tokens, page * header[PAGE_SIZE], parent)
+        at = fields[BUCKET, bucket]
+        if at == page:
+            fields[BUCKET, bucket] = fields[CHAIN, page]
+        else:
+            while fields[CHAIN, at] != page:
+                at = fields[CHAIN, at]
+            fields[CHAIN, at] = fields[CHAIN, page]
+    fields[CHILDREN, parent] -= 1
+    fields[PARENT, page] = ABSENT
+    fields[REFS, fields[ROOT, page]] -= 1
+    header[NUM_CACHED] -= 1
+    header[NUM_REMOVED] += 1
+    if fields[PARENT, parent] == IS_ROOT:
+        return
+    if header[POLICY] != FIFO and fields[STAMP, page] > fields[STAMP, parent]:
+        fields[STAMP, parent] = fields[STAMP, page]
+    if header[HAS_AUX]:
+        if header[POLICY] == PRIORITY:
+            fields[AUX, parent] = max(fields[AUX, parent], fields[AUX, page])
+        else:
+            fields[AUX, parent] = min(fields[AUX, parent] + fields[AUX, page], 1 << 30)
+
+
+@no_type_check
+@compiled
+def _touch(header, fields, node):
+    """Count a use that ends at `node`."""
+    header[CLOCK] += 1
+    if header[POLICY] != FIFO:
+        fields[STAMP, node] = header[CLOCK]
+    if header[HAS_AUX] and header[POLICY] != PRIORITY:
+        fields[AUX, node] = min(fields[AUX, node] + 1, 1 << 30)
+
+
+@no_type_check
+@compiled
+def _hold(header, fields, page):
+    fields[REFS, page] += 1
+    if fields[REFS, page] == 2 and fields[PARENT, page] != ABSENT:
+        header[NUM_HELD] += 1
+
+
+@no_type_check
+@compiled
+def _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
+    """Give one reference back; True if that freed the page. A leaf that only the tree holds waits for eviction."""
+    fields[REFS, page] -= 1
+    if fields[REFS, page] == 0:
+        _free(header, free_in_block, page)
+        return True
+    if fields[REFS, page] == 1 and fields[PARENT, page] != ABSENT:
+        header[NUM_HELD] -= 1
+        _push_if_leaf(header, fields, heap_ids, heap_keys, page)
+    return False
+
+
+@no_type_check
+@compiled
+def _free(header, free_in_block, page):
+    header[NUM_FREE] += 1
+    free_in_block[page // BLOCK] += 1
+
+
+@no_type_check
+@compiled
+def _take(header, fields, free_in_block, count, after, out):
+    """Take `count` of the free pages (there are enough): behind `after`, else a run, else from the cursor on."""
+    num_pages = header[NUM_PAGES]
+    taken = 0
+    page = after + 1
+    while 0 < page < num_pages and taken < count and fields[REFS, page] == 0:
+        _take_one(header, fields, free_in_block, page, taken, out)
+        taken += 1
+        page += 1
+    if taken == count:
+        return
+    page = header[CURSOR]
+    if count - taken > 1:
+        start = _find_run(header, fields, free_in_block, count - taken)
+        if start > 0:
+            page = start
+    while taken < count:
+        if page >= num_pages:
+            page = 1
+        if page % BLOCK == 0 and free_in_block[page // BLOCK] == 0:
+            page += BLOCK
+            continue
+        if fields[REFS, page] == 0:
+            _take_one(header, fields, free_in_block, page, taken, out)
+            taken += 1
+        page += 1
+    header[CURSOR] = page if page < num_pages else 1
+
+
+@no_type_check
+@compiled
+def _take_one(header, fields, free_in_block, page, place, out):
+    fields[REFS, page] = 1
+    free_in_block[page // BLOCK] -= 1
+    header[NUM_FREE] -= 1
+    out[place] = page
+
+
+@no_type_check
+@compiled
+def _find_run(header, fields, free_in_block, count):
+    """First of `count` free pages in a row, looking from the cursor on for a bounded time; -1 if none was met."""
+    num_pages = header[NUM_PAGES]
+    budget = min(RUN_SEARCH, 32 * count + 256, num_pages)
+    page = header[CURSOR]
+    run = 0
+    while budget > 0:
+        if page >= num_pages:
+            page = 1
+            run = 0
+        if page % BLOCK == 0 and free_in_block[page // BLOCK] == 0:
+            page += BLOCK
+            run = 0
+            budget -= 1
+            continue
+        if fields[REFS, page] == 0:
+            run += 1
+            if run == count:
+                return page - count + 1
+        else:
+            run = 0
+        page += 1
+        budget -= 1
+    return -1
+
+
+@no_type_check
+@compiled
+def _key(header, fields, page):
+    """What the policy orders leaves by, least first out; it may only grow while a leaf waits."""
+    if header[POLICY] == LRU or header[POLICY] == FIFO:
+        return np.int64(fields[STAMP, page])
+    return (np.int64(fields[AUX, page]) << 32) | np.int64(fields[STAMP, page])
+
+
+@no_type_check
+@compiled
+def _push_if_leaf(header, fields, heap_ids, heap_keys, page):
+    """Let `page` wait for eviction if it is a leaf that only the tree holds, and does not wait already."""
+    if (
+        fields[PARENT, page] >= 0
+        and fields[CHILDREN, page] == 0
+        and fields[FIRST, page] == -1
+        and fields[REFS, page] == 1
+    ):
+        _push(header, fields, heap_ids, heap_keys, page)
+
+
+@no_type_check
+@compiled
+def _push(header, fields, heap_ids, heap_keys, page):
+    place = header[HEAP_SIZE]
+    header[HEAP_SIZE] += 1
+    _sift_up(fields, heap_ids, heap_keys, place, page, _key(header, fields, page))
+
+
+@no_type_check
+@compiled
+def _remove(header, fields, heap_ids, heap_keys, place):
+    """Take the entry at `place` out of the heap."""
+    fields[FIRST, heap_ids[place]] = -1
+    header[HEAP_SIZE] -= 1
+    last = header[HEAP_SIZE]
+    if place == last:
+        return
+    page = heap_ids[last]
+    key = heap_keys[last]
+    if place > 0 and key < heap_keys[(place - 1) >> 1]:
+        _sift_up(fields, heap_ids, heap_keys, place, page, key)
+    else:
+        heap_ids[place] = page
+        heap_keys[place] = key
+        _sift_down(header, fields, heap_ids, heap_keys, place)
+
+
+@no_type_check
+@compiled
+def _sift_up(fields, heap_ids, heap_keys, place, page, key):
+    while place > 0:
+        above = (place - 1) >> 1
+        if heap_keys[above] <= key:
+            break
+        heap_ids[place] = heap_ids[above]
+        heap_keys[place] = heap_keys[above]
+        fields[FIRST, heap_ids[place]] = -2 - place
+        place = above
+    heap_ids[place] = page
+    heap_keys[place] = key
+    fields[FIRST, page] = -2 - place
+
+
+@no_type_check
+@compiled
+def _sift_down(header, fields, heap_ids, heap_keys, place):
+    size = header[HEAP_SIZE]
+    page = heap_ids[place]
+    key = heap_keys[place]
+    while True:
+        below = 2 * place + 1
+        if below >= size:
+            break
+        if below + 1 < size and heap_keys[below + 1] < heap_keys[below]:
+            below += 1
+        if heap_keys[below] >= key:
+            break
+        heap_ids[place] = heap_ids[below]
+        heap_keys[place] = heap_keys[below]
+        fields[FIRST, heap_ids[place]] = -2 - place
+        place = below
+    heap_ids[place] = page
+    heap_keys[place] = key
+    fields[FIRST, page] = -2 - place
+
+
+@no_type_check
+@compiled
+def _worst_of(header, fields, heap_ids, heap_keys, root):
+    """Place in the heap of the leaf of one namespace that goes first, -1 if none waits. O(leaves)."""
+    worst = -1
+    worst_key = 0
+    for place in range(header[HEAP_SIZE]):
+        page = heap_ids[place]
+        if fields[ROOT, page] == root:
+            key = _key(header, fields, page)
+            if worst < 0 or key < worst_key:
+                worst = place
+                worst_key = key
+    return worst

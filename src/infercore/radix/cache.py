@@ -1,0 +1,319 @@
+"""The prefix cache: which prefix is computed already, and in which pages."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infercore.errors import OutOfPages
+from infercore.radix import _compiled as c
+from infercore.radix.allocator import PageAllocator, as_page_ids
+from infercore.radix.eviction import LRU, Policy
+from infercore.radix.layout import make_layout, with_more_namespaces
+from infercore.radix.render import Decode, as_graphviz, as_text, runs_below
+from infercore.radix.sequence import Sequence
+from infercore.radix.types import CacheStats, Match, Namespace, PageCounts, PageStore
+from infercore.typing import TokenIds, as_token_ids
+
+_INT32 = np.dtype(np.int32)
+
+
+class PrefixCache:
+    """Finds the longest cached prefix of a token sequence, hands out pages, and evicts what was used least.
+
+    Whole pages only: a page is shared if all its tokens, and all before them, are equal. Every page has a reference
+    count; the tree holds one on each page it stores, a sequence one on each page it uses, and a page that nobody but
+    the tree holds may be evicted. Thread-safe under one lock.
+
+    Laws, after every operation: `counts()` adds up; what somebody holds is never evicted or written by the cache; a
+    call that raises changed nothing.
+    """
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int = 16,
+        *,
+        store: PageStore | None = None,
+        policy: Policy | None = None,
+        poison: bool = False,
+    ) -> None:
+        """
+        Args:
+            num_pages: pages of the pool, the reserved page 0 included.
+            store: moves K/V rows when pages are copied or tokens moved down; None: bookkeeping only.
+            policy: eviction order, see `eviction.py`; None is `LRU()`.
+            poison: for tests, have the store fill every freed page with NaN.
+        """
+        policy = LRU() if policy is None else policy
+        self.store = store
+        self.page_size = page_size
+        self.allocator = PageAllocator(
+            num_pages, layout=make_layout(num_pages, page_size, policy=policy.code, has_aux=policy.has_aux)
+        )
+        self._poison = poison
+        self._lock = threading.RLock()
+        self._roots: dict[Namespace, int] = {None: 0}
+        self._epochs: dict[int, int] = {}  # how often a namespace was cleared, by root
+        self._use_layout()
+        self._found = np.empty(num_pages, np.int32)  # scratch of every call, under the lock
+        self._parents = np.empty(num_pages, np.int32)
+        self._num_lookups = 0
+        self._num_hits = 0
+        self._num_looked_up = 0
+        self._num_matched = 0
+        self._num_inserted = 0
+
+    def match(self, token_ids: TokenIds, *, namespace: Namespace = None) -> Match:
+        """The longest cached prefix of `token_ids`, in whole pages. Changes nothing but how recent that prefix is.
+
+        Cost: O(tokens) and one compiled call; no page is split, moved or locked.
+        """
+        tokens = _tokens(token_ids)
+        with self._lock:
+            root = self._roots.get(namespace, -1)
+            count = c.match_pages(*self._tree, tokens, root, True, False, self._found) if root >= 0 else 0
+            pages = self._found[:count].copy()
+            self._count_lookup(len(tokens), count)
+        return Match(count * self.page_size, pages, int(pages[-1]) if count else root, tokens, namespace)
+
+    @contextmanager
+    def lock(self, match: Match) -> Iterator[Match]:
+        """Hold the pages of `match` for the length of a `with` block: they are not evicted.
+
+        Raises: ValueError if part of it has been evicted since; match again.
+        """
+        with self._lock:
+            root = self._roots.get(match.namespace, -1)
+            tokens = match.token_ids[: match.num_tokens]
+            count = c.match_pages(*self._tree, tokens, root, False, False, self._found) if root >= 0 else 0
+            if not np.array_equal(self._found[:count], match.page_ids):
+                raise ValueError(
+                    f"{len(match.page_ids) - count} pages of this match have been evicted since; match again, and lock "
+                    "before anything is allocated"
+                )
+            self.allocator.retain(match.page_ids)
+        try:
+            yield match
+        finally:
+            self.release(match.page_ids)
+
+    def insert(
+        self, token_ids: TokenIds, page_ids: npt.ArrayLike, *, namespace: Namespace = None, priority: int = 0
+    ) -> int:
+        """Cache the whole pages of `token_ids`, whose K/V stands in `page_ids`; returns the tokens newly cached.
+
+        The tree takes its own reference on each new page; the caller keeps theirs and releases it when done. Where
+        the tree has the tokens already its page stays, and the caller's is not taken over.
+        priority: of the whole prefix, 0 or more, for the `Priority` policy.
+        Raises: ValueError, changing nothing, if pages are missing, free, named twice, or cached for other tokens.
+        """
+        if not 0 <= priority < 2**30:
+            raise ValueError(f"priority is {priority}, expected 0 to 2**30 - 1")
+        tokens = _tokens(token_ids)
+        pages = as_page_ids(page_ids)
+        count = len(tokens) // self.page_size
+        if len(pages) < count:
+            raise ValueError(
+                f"{len(tokens)} tokens fill {count} pages of {self.page_size}, but {len(pages)} were given"
+            )
+        with self._lock:
+            root = self._root(namespace)
+            num_new = self._insert(tokens, 0, root, pages[:count], adopt=False, priority=priority)
+        return num_new * self.page_size
+
+    def evict(self, num_pages: int) -> int:
+        """Give up to `num_pages` cached pages back, least recently used first; returns how many it were."""
+        if num_pages < 0:
+            raise ValueError(f"num_pages is {num_pages}, expected 0 or more")
+        with self._lock:
+            done = int(c.evict_pages(*self._arrays, min(num_pages, len(self._found)), -1, self._found, self._parents))
+            self._freed(self._found[:done])
+        return done
+
+    def allocate(self, num_pages: int, *, after: int = -1) -> npt.NDArray[np.int32]:
+        """`num_pages` pages with one reference each, evicting as needed; in a contiguous run where one is near.
+
+        after: a page that the first should follow directly if it can.
+        Raises: OutOfPages, changing nothing, if not enough can be freed.
+        """
+        if num_pages < 0:
+            raise ValueError(f"num_pages is {num_pages}, expected 0 or more")
+        with self._lock:
+            num_evicted = (
+                int(c.allocate_pages(*self._arrays, num_pages, after, self._found, self._parents))
+                if num_pages < len(self._found)
+                else -1
+            )
+            if num_evicted < 0:
+                raise self._out_of_pages(num_pages)
+            if num_evicted:
+                self._freed(self._found[num_pages : num_pages + num_evicted])
+            pages = self._found[:num_pages].copy()
+        if self.store is not None and num_pages:
+            self.store.zero_pages(pages)
+        return pages
+
+    def release(self, page_ids: npt.ArrayLike) -> None:
+        """Give back one reference on each page. Raises: ValueError, changing nothing, for a page that has none."""
+        pages = as_page_ids(page_ids)
+        with self._lock:
+            self._freed(self.allocator.release(pages))
+
+    def open(self, token_ids: TokenIds = (), *, namespace: Namespace = None) -> Sequence:
+        """A sequence that starts with the longest cached prefix of `token_ids` and holds its pages.
+
+        `sequence.num_tokens` tells how much was found. Pass all of a prompt but its last token, which has to be
+        computed for its logits.
+        """
+        tokens = _tokens(token_ids)
+        with self._lock:
+            root = self._root(namespace)
+            count = int(c.match_pages(*self._tree, tokens, root, True, True, self._found))
+            pages = self._found[:count].copy()
+            self._count_lookup(len(tokens), count)
+        return Sequence(self, namespace, root, tokens[: count * self.page_size], pages, num_published=count)
+
+    def clear(self, *, namespace: Namespace | EllipsisType = ...) -> int:
+        """Forget everything cached in `namespace`, by default in all; returns the pages that left the tree.
+
+        Sequences that are open keep their pages, and publish nothing more: what they hold belongs to the past.
+        """
+        with self._lock:
+            roots = list(self._roots.values()) if namespace is ... else [self._roots.get(namespace, -1)]
+            return sum(self._clear(root) for root in roots if root >= 0)
+
+    def counts(self) -> PageCounts:
+        """Where all pages are at this moment."""
+        with self._lock:
+            total, free = self.allocator.num_total, self.allocator.num_free
+            cached = int(self._header[c.NUM_CACHED])
+        return PageCounts(total, free, cached, total - free - cached)
+
+    @property
+    def num_available_pages(self) -> int:
+        """Pages that `allocate` could give at this moment: free ones, and cached ones that nobody holds."""
+        with self._lock:
+            return self.allocator.num_free + int(self._header[c.NUM_CACHED]) - int(self._header[c.NUM_HELD])
+
+    @property
+    def stats(self) -> CacheStats:
+        with self._lock:
+            return CacheStats(
+                num_lookups=self._num_lookups,
+                num_hits=self._num_hits,
+                num_tokens_looked_up=self._num_looked_up,
+                num_tokens_matched=self._num_matched,
+                num_tokens_inserted=self._num_inserted,
+                num_tokens_compared=int(self._header[c.NUM_COMPARED]),
+                num_pages_evicted=int(self._header[c.NUM_EVICTED]),
+                num_pages_removed=int(self._header[c.NUM_REMOVED]),
+            )
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of tree, reference counts and eviction order, for a pool of this size; K/V not counted."""
+        return self.allocator.layout.size_bytes
+
+    def render(self, *, decode: Decode | None = None, graphviz: bool = False) -> str:
+        """The tree, one line or box per run of pages without a branch, most recently used first; * marks held pages.
+
+        Args: decode: turns token ids into text for the labels. graphviz: give Graphviz source instead of text.
+        """
+        with self._lock:
+            trees = [(name, runs_below(self.allocator.layout, root)) for name, root in self._roots.items()]
+            counts = self.counts()
+        summary = f"{counts.cached} pages cached, {counts.in_use} in use, {counts.free} free of {counts.total}"
+        draw = as_graphviz if graphviz else as_text
+        shown = [
+            draw(f"{'default namespace' if name is None else f'namespace {name!r}'} ({summary})", runs, decode)
+            for name, runs in trees
+            if runs or name is None
+        ]
+        return "\n".join(shown)
+
+    # -- shared with Sequence; callers hold the lock ------------------------------------------------------------------
+
+    def _insert(
+        self,
+        tokens: npt.NDArray[np.int32],
+        first: int,
+        node: int,
+        pages: npt.NDArray[np.int32],
+        *,
+        adopt: bool,
+        priority: int,
+    ) -> int:
+        """Hang `pages[first:]` below `node`; see `insert_pages`. Returns the new pages."""
+        num_new = int(c.insert_pages(*self._arrays, tokens, first, node, pages, adopt, priority, self._found))
+        if num_new < 0:
+            bad = -1 - num_new
+            raise ValueError(
+                f"page_ids[{bad}] = {pages[bad]} cannot be cached: not allocated, named twice, or cached for other "
+                "tokens; allocate pages, write them, then insert"
+            )
+        if adopt:
+            self._freed(self._found[1 : 1 + self._found[0]])
+        self._num_inserted += num_new * self.page_size
+        return num_new
+
+    def _freed(self, pages: npt.NDArray[np.int32]) -> None:
+        if self._poison and self.store is not None and len(pages):
+            self.store.poison_pages(pages.copy())
+
+    def _root(self, namespace: Namespace) -> int:
+        """The root of `namespace`, made if need be."""
+        root = self._roots.get(namespace, -1)
+        if root < 0:
+            layout = self.allocator.layout
+            num_pages = int(self._header[c.NUM_PAGES])
+            root = num_pages + len(self._roots) - 1
+            if root >= layout.num_nodes:
+                self.allocator.layout = with_more_namespaces(layout, max(8, 2 * (layout.num_nodes - num_pages)))
+                self._use_layout()
+            self._roots[namespace] = root
+        return root
+
+    def _use_layout(self) -> None:
+        layout = self.allocator.layout
+        self._arrays: tuple[Any, ...] = tuple(layout)
+        self._header, self._fields = layout.header, layout.fields
+        self._tree = (layout.header, layout.fields, layout.tokens)
+
+    def _clear(self, root: int) -> int:
+        self._epochs[root] = self._epochs.get(root, 0) + 1
+        marks = np.zeros(0, np.int8)
+        count = int(c.remove_pages(*self._arrays, root, self._found, marks))
+        pages = self._found[:count]
+        self._freed(pages[self._fields[c.REFS, pages] == 0])
+        return count
+
+    def _count_lookup(self, num_tokens: int, num_pages: int) -> None:
+        self._num_lookups += 1
+        self._num_looked_up += num_tokens
+        if num_pages:
+            self._num_hits += 1
+            self._num_matched += num_pages * self.page_size
+
+    def _out_of_pages(self, num_pages: int) -> OutOfPages:
+        counts = self.counts()
+        held = int(self._header[c.NUM_HELD])
+        available = counts.free + counts.cached - held
+        return OutOfPages(
+            f"{num_pages} pages asked for, but of {counts.total} only {available} are free or can be evicted "
+            f"({counts.in_use + held} are held by open sequences and callers); close some, or make the pool larger",
+            requested=num_pages,
+            available=available,
+        )
+
+
+def _tokens(token_ids: TokenIds) -> npt.NDArray[np.int32]:
+    """As `as_token_ids`, and writable, since read-only arrays would be a second type to the compiled functions."""
+    if type(token_ids) is np.ndarray and token_ids.dtype is _INT32 and token_ids.ndim == 1 and token_ids.flags.carray:
+        return token_ids  # type: ignore[return-value]  # dtype was just checked
+    tokens = as_token_ids(token_ids)
+    return tokens if tokens.flags.carray else tokens.copy()

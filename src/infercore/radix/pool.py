@@ -1,0 +1,111 @@
+"""The tensors that hold K and V of every page, one pair per layer."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class KVPool:
+    """Per layer `k [num_pages, page_size, num_kv_heads, k_head_dim]` and `v` likewise; no tokens, no owners.
+
+    A layer's tensors are made, zero-filled, at its first use, since head counts, head sizes, dtypes and devices differ
+    between layers. Implements `PageStore`. torch is imported when tensors are first needed.
+    """
+
+    def __init__(
+        self,
+        num_pages: int,
+        page_size: int = 16,
+        *,
+        dtype: "torch.dtype | None" = None,
+        device: "torch.device | str | None" = None,
+        zero_on_alloc: bool | None = None,
+    ) -> None:
+        """
+        Args:
+            dtype, device: of every layer; None takes those of the layer's first write.
+            zero_on_alloc: zero a page when it is handed out. None: only once pages have been poisoned, because what
+                stands in a page otherwise is zeros or old rows, finite both.
+        """
+        if num_pages < 2 or page_size < 1:
+            raise ValueError(f"num_pages {num_pages}, page_size {page_size}; expected at least 2 and 1")
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.dtype = dtype
+        self.device = device
+        self.zero_on_alloc = zero_on_alloc
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._poisoned = False
+
+    def layer(
+        self, layer_idx: int, k_like: "Tensor | None" = None, v_like: "Tensor | None" = None
+    ) -> "tuple[Tensor, Tensor]":
+        """K and V of one layer, made on first use with the head counts, sizes, dtype and device of `k_like`, `v_like`.
+
+        Args: k_like, v_like: `[rows, num_kv_heads, head_dim]`, read for their shape only.
+        Raises: KeyError if the layer does not exist yet and no examples were given; ValueError if they do not fit.
+        """
+        pair = self.layers.get(layer_idx)
+        if pair is None:
+            if k_like is None or v_like is None:
+                raise KeyError(f"layer {layer_idx} has no tensors yet; pass k_like and v_like to make them")
+            import torch
+
+            k, v = (
+                torch.zeros(
+                    (self.num_pages, self.page_size, *like.shape[1:]),
+                    dtype=self.dtype or like.dtype,
+                    device=self.device or like.device,
+                )
+                for like in (k_like, v_like)
+            )
+            pair = self.layers[layer_idx] = (k, v)
+        elif k_like is not None and (
+            k_like.shape[1:] != pair[0].shape[2:] or (v_like is not None and v_like.shape[1:] != pair[1].shape[2:])
+        ):
+            raise ValueError(
+                f"layer {layer_idx} holds heads {tuple(pair[0].shape[2:])} and {tuple(pair[1].shape[2:])}, got rows of "
+                f"{tuple(k_like.shape[1:])}; one pool serves one model"
+            )
+        return pair
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(tensor.nbytes for pair in self.layers.values() for tensor in pair)
+
+    def move_slots(self, src: Int64[np.ndarray, "n"], dst: Int64[np.ndarray, "n"]) -> None:
+        """Copy rows `src` to rows `dst` in every layer, as if all were read before any is written."""
+        if len(src) == 0:
+            return
+        for tensor, at in self._each_tensor(np.stack([src, dst])):
+            rows = tensor.view(-1, *tensor.shape[2:])
+            rows[at[1]] = rows[at[0]]  # indexing on the right makes a copy first, so overlaps are safe
+
+    def zero_pages(self, page_ids: Int32[np.ndarray, "n"]) -> None:
+        """Zero pages that are handed out, if this pool does that (see `zero_on_alloc`)."""
+        if self.zero_on_alloc if self.zero_on_alloc is not None else self._poisoned:
+            for tensor, at in self._each_tensor(page_ids.astype(np.int64)):
+                tensor[at] = 0
+
+    def poison_pages(self, page_ids: Int32[np.ndarray, "n"]) -> None:
+        """Fill freed pages with NaN, so that whoever still reads them is found out. For tests."""
+        self._poisoned = True
+        for tensor, at in self._each_tensor(page_ids.astype(np.int64)):
+            tensor[at] = float("nan")
+
+    def _each_tensor(self, index: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> "list[tuple[Tensor, Tensor]]":
+        """Every K and V with `index` on its device, which is copied there once per device."""
+        import torch
+
+        host = torch.from_numpy(np.ascontiguousarray(index))
+        on_device: dict[torch.device, Tensor] = {}
+        return [
+            (tensor, on_device.setdefault(tensor.device, host.to(tensor.device)))
+            for pair in self.layers.values()
+            for tensor in pair
+        ]
