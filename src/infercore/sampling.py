@@ -2,7 +2,7 @@
 
 A row is one position whose next token is to be chosen: a decode step, or a node of a draft tree along its own path.
 Both go through the same functions, so that speculation cannot see another distribution than plain decoding. The order
-is that of Hugging Face's `generate`: penalties, (the caller's processors and grammar), temperature, top-k, top-p, min-p.
+is Hugging Face's in `generate`: penalties, (the caller's processors and grammar), temperature, top-k, top-p, min-p.
 """
 
 import math
@@ -87,14 +87,14 @@ def apply_penalties_(
         logits[index] -= torch.from_numpy(penalty).to(logits.device, logits.dtype)
 
 
-def probabilities(
-    logits: Float[Tensor, "rows vocab"], params: Sequence[SamplingParams]
-) -> Float32[Tensor, "rows vocab"]:
-    """The distribution each row's token is drawn from; a greedy row gets all its mass on the best token.
+def warp(logits: Float[Tensor, "rows vocab"], params: Sequence[SamplingParams]) -> Float32[Tensor, "rows vocab"]:
+    """Temperature, top-k, top-p and min-p: the scores whose softmax each row's token is drawn from.
+
+    A greedy row stays as it is.
 
     Args:
         logits: penalties and masks applied; -inf for tokens that must not come. Not changed.
-        params: one per row; neighbouring rows with the same object share the work.
+        params: one per row; neighbouring rows with equal params share the work.
     Raises: ValueError if the number of rows does not fit.
     Cost: O(vocab) a row, plus a sort of the best few hundred where top_p < 1.
     """
@@ -106,9 +106,25 @@ def probabilities(
     start = 0
     for stop in range(1, len(params) + 1):
         if stop == len(params) or params[stop] != params[start]:
-            runs.append(_run_probabilities(logits[start:stop].float(), params[start]))
+            runs.append(_warp_run(logits[start:stop].float(), params[start]))
             start = stop
     return runs[0] if len(runs) == 1 else torch.cat(runs)
+
+
+def probabilities(
+    logits: Float[Tensor, "rows vocab"], params: Sequence[SamplingParams]
+) -> Float32[Tensor, "rows vocab"]:
+    """The distribution each row's token is drawn from; a greedy row gets all its mass on the best token.
+
+    Arguments, errors and cost are those of `warp`.
+    """
+    scores = warp(logits, params)
+    probs = scores.softmax(-1)
+    for row, p in enumerate(params):
+        if p.is_greedy:
+            probs[row] = 0
+            probs[row, scores[row].argmax()] = 1
+    return probs
 
 
 def draw(probs: Float32[Tensor, "rows vocab"], generators: Sequence[torch.Generator]) -> Int64[np.ndarray, " rows"]:
@@ -128,10 +144,9 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} is {value}, expected {expected}")
 
 
-def _run_probabilities(logits: Float32[Tensor, "rows vocab"], params: SamplingParams) -> Float32[Tensor, "rows vocab"]:
+def _warp_run(logits: Float32[Tensor, "rows vocab"], params: SamplingParams) -> Float32[Tensor, "rows vocab"]:
     if params.is_greedy:
-        best = logits.argmax(-1, keepdim=True)
-        return torch.zeros_like(logits).scatter_(1, best, 1.0)
+        return logits
     scaled = logits / params.temperature
     if 0 < params.top_k < scaled.shape[1]:
         kth = scaled.topk(params.top_k, dim=-1).values[:, -1:]
@@ -141,7 +156,7 @@ def _run_probabilities(logits: Float32[Tensor, "rows vocab"], params: SamplingPa
     if params.min_p > 0:
         floor = scaled.amax(-1, keepdim=True) + math.log(params.min_p)
         scaled = scaled.masked_fill(scaled < floor, -torch.inf)
-    return scaled.softmax(-1)
+    return scaled
 
 
 def _keep_nucleus(scaled: Float32[Tensor, "rows vocab"], top_p: float, top_k: int) -> Float32[Tensor, "rows vocab"]:

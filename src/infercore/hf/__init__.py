@@ -1,0 +1,51 @@
+"""The engine: infercore's parts behind any decoder-only causal LM of Hugging Face transformers.
+
+Use it to run a model you have as a transformers object faster and with more control than `generate` gives: prefixes
+are computed once, JSON and regexes are enforced, drafts are verified without changing the output, requests are batched
+as they come. Not for encoder-decoders, hybrids with linear attention, beams; `GrammarProcessor` works with those too.
+
+    engine = Engine(model, tokenizer)
+    out = model.generate(**inputs, max_new_tokens=200, custom_generate=engine)                  # drop-in
+    completions = engine.generate(prompts, grammar=json_schema(Person), drafter=NGramDrafter(), temperature=0.7)
+    for chunk in engine.stream(prompt, stop=["\\n\\n"]): print(chunk.text, end="")
+    handles = engine.submit(engine.request(prompt)); events = engine.step(); handles[0].cancel()   # for servers
+
+Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
+forward), `step.py` (one step), `choose.py` (logits to tokens), `state.py`, `scheduler.py`, `engine.py`; then
+`self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`.
+"""
+
+from infercore.hf.aio import AsyncEngine
+from infercore.hf.engine import Engine, Score
+from infercore.hf.grammar_processor import GrammarProcessor
+from infercore.hf.handle import RequestHandle
+from infercore.hf.request import (
+    Completion,
+    Event,
+    FinishEvent,
+    FinishReason,
+    Request,
+    RequestStats,
+    TokenEvent,
+    TokenLogprobs,
+)
+from infercore.hf.stats import EngineStats
+from infercore.hf.stream import StreamChunk
+
+__all__ = [
+    "AsyncEngine",
+    "Completion",
+    "Engine",
+    "EngineStats",
+    "Event",
+    "FinishEvent",
+    "FinishReason",
+    "GrammarProcessor",
+    "Request",
+    "RequestHandle",
+    "RequestStats",
+    "Score",
+    "StreamChunk",
+    "TokenEvent",
+    "TokenLogprobs",
+]

@@ -1,0 +1,402 @@
+"""`Engine`: any Hugging Face causal LM with prefix reuse, grammars, speculation and continuous batching."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from infercore import _jit
+from infercore.errors import InfercoreError, RequestError
+from infercore.hf import attention, self_check, weights
+from infercore.hf.custom_generate import groups_of_copies, to_output, to_requests
+from infercore.hf.factory import Prompt, RequestFactory, as_prompts, copy_of
+from infercore.hf.handle import RequestHandle
+from infercore.hf.plan import Plan
+from infercore.hf.pool_size import default_num_pages
+from infercore.hf.request import Completion, Event, FinishEvent, FinishReason, Request, checked_request
+from infercore.hf.scheduler import Scheduler
+from infercore.hf.state import RequestState
+from infercore.hf.stats import EngineStats
+from infercore.hf.step import Stepper
+from infercore.hf.stopping import Tokenizer
+from infercore.hf.stream import StreamChunk, StreamReader
+from infercore.hf.text import decode
+from infercore.radix import KVPool, PrefixCache
+from infercore.sampling import SamplingParams
+from infercore.speculative import Controller, Drafter
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log probabilities of a completion's tokens under the model, in order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def total(self) -> float:
+        """Log probability of the whole completion."""
+        return sum(self.logprobs)
+
+
+class Engine:
+    """Runs requests on an unmodified transformers model, one packed forward a step.
+
+    The model is switched to the attention named "infercore", which without the engine is its ordinary attention; the
+    rest of the model stays untouched. All methods may be called from several threads; steps run one at a time.
+
+    Args:
+        model: a decoder-only causal LM of transformers, on any one device, in any dtype.
+        tokenizer: needed for text prompts, stop strings, grammars and text in completions.
+        num_pages: size of the KV pool in pages, the reserved page included; None: room for 16k tokens on a CPU, 80% of
+            the free memory on a GPU. Pool memory is claimed at a layer's first use.
+        page_size: tokens a page.
+        max_running: requests in one batch; more of them wait.
+        max_rows: rows of a forward, decoding ones included, that prefill may fill. None: 512 on a CPU, 2048 on a GPU.
+        controller: decides how many draft tokens are worth verifying; None takes each request's `max_draft_nodes`.
+        vocabulary: the tokenizer's tokens as bytes, for grammars; built from `tokenizer` at the first use if None.
+        poison: fill freed pages with NaN, to show in tests that none is read.
+
+    Raises: UnsupportedModel, naming the layer and what still works, if the packed forward is not right for this model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        num_pages: int | None = None,
+        page_size: int = 16,
+        max_running: int = 64,
+        max_rows: int | None = None,
+        controller: Controller | None = None,
+        vocabulary: Any = None,
+        poison: bool = False,
+    ) -> None:
+        self.model = model
+        self_check.refuse_by_config(model)
+        attention.register()
+        self.tokenizer: Tokenizer | None = tokenizer
+        self.device: torch.device = next(model.parameters()).device
+        previous = self.model.config._attn_implementation
+        self_check.use_packed_attention(model)
+        self.vocab_size = _num_logits(model)
+        self._dummy_mask = torch.zeros(1, 1, 1, 1, device=self.device, dtype=next(model.parameters()).dtype)
+        self._slices_logits = bool(self.model._supports_logits_to_keep())
+        try:
+            self.bytes_per_token = self_check.self_check(
+                self.model, self._forward, vocab_size=self.vocab_size, device=self.device
+            )
+        except InfercoreError:
+            self.model.set_attn_implementation(previous)
+            raise
+        pages = num_pages or default_num_pages(self.bytes_per_token * page_size, page_size, self.device)
+        self.pool = KVPool(pages, page_size)
+        self.cache = PrefixCache(pages, page_size, store=self.pool, poison=poison)
+        self.stats = EngineStats()
+        self._scheduler = Scheduler(self.cache, max_running=max_running)
+        on_gpu = self.device.type == "cuda"
+        self._stepper = Stepper(
+            self._scheduler,
+            self.pool,
+            self._forward,
+            device=self.device,
+            max_rows=max_rows or (2048 if on_gpu else 512),
+            controller=controller,
+            stats=self.stats,
+        )
+        self._factory = RequestFactory(tokenizer, self.model.generation_config, self.vocab_size, vocabulary)
+        self._handles: dict[int, RequestHandle] = {}
+        self._events: list[Event] = []
+        self._fingerprint = weights.fingerprint(model)
+        self._lock = threading.RLock()
+
+    # --- one request at a time, for people who write servers -------------------------------------------------------
+
+    def submit(self, request: Request, *, copies: int = 1) -> list[RequestHandle]:
+        """Queue a request, or several that continue one prompt, computed once and forked.
+
+        Raises: RequestError, ValueError or TypeError, saying what to change; nothing was queued then.
+        """
+        request = checked_request(
+            request,
+            vocab_size=self.vocab_size,
+            capacity_tokens=self.cache.counts().total * self.cache.page_size,
+            max_positions=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+        )
+        if copies < 1:
+            raise RequestError(f"copies is {copies}, expected at least 1")
+        with self._lock:
+            self._drop_stale_cache()
+            states = [self._factory.state(copy_of(request, i)) for i in range(copies)]
+            states[0].followers = states[1:]
+            self._scheduler.waiting.append(states[0])
+            for state in states:
+                self._handles[state.request_id] = RequestHandle(state, self._cancel)
+            return [self._handles[state.request_id] for state in states]
+
+    def step(self) -> list[Event]:
+        """Run one packed forward over all running requests; returns what happened since the last call.
+
+        With nothing to do it returns at once. After an exception (Ctrl-C, out of memory) the engine is as before.
+        """
+        with self._lock:
+            with torch.no_grad():
+                events, ended = self._stepper.run()
+            self._events.extend(events)
+            for state in ended:
+                self._finish(state)
+            events_so_far, self._events = self._events, []
+            return events_so_far
+
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that are waiting or running."""
+        return len(self._handles)
+
+    # --- many prompts, or a stream ---------------------------------------------------------------------------------
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], *, n: int = 1, **options: Any) -> list[Completion]:
+        """Continue every prompt; the completions stand in the order of the prompts, `n` for each.
+
+        Args:
+            prompts: one prompt or a list of them.
+            n: independent completions a prompt.
+            options: as in `request`.
+        Raises: RequestError and the like before anything runs; an error of the caller's own processors, criteria or
+            drafter, after all other prompts were cancelled.
+        """
+        listed = as_prompts(prompts)
+        requests = [self.request(prompt, **options) for prompt in listed]
+        handles: list[RequestHandle] = []
+        try:
+            for request in requests:
+                handles += self.submit(request, copies=n)
+            return [self._wait(handle) for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[StreamChunk]:
+        """Continue one prompt piece by piece; leaving the loop cancels the request and gives its pages back.
+
+        Arguments are those of `generate`.
+        """
+        request = self.request(prompt, **options)
+        return self._stream(request)
+
+    def score(self, prompts: Prompt | Sequence[Prompt], completions: Prompt | Sequence[Prompt]) -> list[Score]:
+        """Log probabilities of completions after their prompts; prefixes that prompts share are computed once.
+
+        Text is encoded by itself, without special tokens in completions; tokens are not merged over the boundary.
+        """
+        pairs = list(zip(as_prompts(prompts), as_prompts(completions), strict=True))
+        handles: list[RequestHandle] = []
+        try:
+            for prompt, completion in pairs:
+                request = self.request(prompt, logprobs=0)
+                scored = replace(request, completion_ids=self._factory.encode(completion, add_special_tokens=False))
+                handles += self.submit(scored)
+            done = [self._wait(handle) for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+        return [Score(c.token_ids, [entry.logprob for entry in c.logprobs or ()]) for c in done]
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        stop: str | Sequence[str] | None = None,
+        grammar: Any = None,
+        drafter: Drafter | None = None,
+        **options: Any,
+    ) -> Request:
+        """A `Request` from plain arguments; `options` are its further fields."""
+        sampling = SamplingParams(
+            temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty
+        )
+        return self._factory.request(
+            prompt, max_new_tokens, sampling, stop=stop, grammar=grammar, drafter=drafter, options=options
+        )
+
+    # --- the rest --------------------------------------------------------------------------------------------------
+
+    @property
+    def vocabulary(self) -> Any:
+        """The tokenizer's tokens as bytes (`infercore.constrained.Vocabulary`); grammars are bound to it."""
+        return self._factory.vocabulary
+
+    def invalidate(self) -> None:
+        """Forget all computed K/V, for changes of weights that the engine cannot see; running ones start over."""
+        with self._lock:
+            self._stepper.recover()
+            for state in reversed(list(self._scheduler.running)):
+                assert state.sequence is not None
+                state.sequence.close(insert=False)
+                state.sequence = None
+                self._scheduler.running.remove(state)
+                self._scheduler.waiting.appendleft(state)
+            self.cache.clear()
+
+    def report(self) -> str:
+        """What the engine runs on, in a few lines: model, device, pool, compiled loops, requests."""
+        counts = self.cache.counts()
+        size_mb = self.bytes_per_token * counts.total * self.cache.page_size / 2**20
+        lines = [
+            f"model      {type(self.model).__name__}, {self.device}, {self._dummy_mask.dtype}",
+            f"KV pool    {counts.total} pages of {self.cache.page_size} tokens ({size_mb:.0f} MiB): "
+            f"{counts.free} free, {counts.cached} cached, {counts.in_use} in use",
+            f"CPU loops  {_jit.status()}",
+            f"requests   {self.stats.num_requests} finished, {self.num_unfinished} unfinished, "
+            f"{self.stats.num_preemptions} preemptions",
+        ]
+        return "\n".join(lines)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        generation_config: GenerationConfig | None = None,
+        grammar: Any = None,
+        drafter: Drafter | None = None,
+        seed: int | None = None,
+        max_draft_nodes: int = 16,
+        stop: str | Sequence[str] | None = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """What `model.generate(..., custom_generate=engine)` calls.
+
+        Besides Hugging Face's own arguments, `generate` then takes `grammar`, `drafter`, `max_draft_nodes`, `seed` (row
+        i draws with seed + i) and `stop`. Transformers drops `streamer`, `assistant_model` and `tokenizer` before it
+        calls a custom function: use `engine.stream` for the first, and `stop` in place of `stop_strings`.
+
+        Raises: RequestError for beams, embeddings as input, another model than the engine's.
+        """
+        if model is not self.model:
+            raise RequestError("this engine was built for another model object; build one Engine(model) for this one")
+        if generation_config is None:
+            raise RequestError(
+                "generation_config is missing; call this through model.generate(..., custom_generate=engine)"
+            )
+        requests = to_requests(
+            input_ids,
+            logits_processor,
+            stopping_criteria,
+            generation_config,
+            grammar=grammar,
+            drafter=drafter,
+            seed=seed,
+            max_draft_nodes=max_draft_nodes,
+            stop=stop,
+            model_kwargs=model_kwargs,
+        )
+        handles: list[RequestHandle] = []
+        try:
+            first = 0
+            for size in groups_of_copies(requests):
+                handles += self.submit(requests[first], copies=size)
+                first += size
+            completions = [self._wait(handle) for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+        return to_output(input_ids, completions, generation_config)
+
+    def _forward(self, plan: Plan) -> Tensor:
+        kwargs: dict[str, Any] = {"logits_to_keep": plan.logits_rows} if self._slices_logits else {}
+        logits: Tensor = self.model(
+            input_ids=plan.token_ids[None],
+            position_ids=plan.position_ids[None],
+            attention_mask=self._dummy_mask,
+            use_cache=False,
+            infercore=plan,
+            **kwargs,
+        ).logits[0]
+        return logits if self._slices_logits else logits[plan.logits_rows]
+
+    def _drop_stale_cache(self) -> None:
+        fingerprint = weights.fingerprint(self.model)
+        if fingerprint != self._fingerprint:
+            self._fingerprint = fingerprint
+            self.invalidate()
+
+    def _wait(self, handle: RequestHandle) -> Completion:
+        while handle.completion is None:
+            self.step()
+        if handle.completion.error is not None:
+            raise handle.completion.error
+        return handle.completion
+
+    def _stream(self, request: Request) -> Iterator[StreamChunk]:
+        (handle,) = self.submit(request)
+        reader = StreamReader(handle, self.tokenizer, request.stop)
+        try:
+            while not handle.is_done:
+                self.step()
+                if (chunk := reader.read()) is not None:
+                    yield chunk
+        finally:
+            handle.cancel()
+
+    def _cancel(self, state: RequestState) -> None:
+        with self._lock:
+            if state.request_id in self._handles:
+                self._stepper.recover()
+                state.finish_reason = "cancelled"
+                self._finish(state)
+
+    def _finish(self, state: RequestState) -> None:
+        """Give back what a request holds and make its completion."""
+        handle = self._handles.pop(state.request_id, None)
+        if handle is None:
+            return
+        self._scheduler.remove(state)
+        if state.sequence is not None:
+            state.sequence.close(insert=state.error is None)
+            state.sequence = None
+        handle.completion = self._completion(state)
+        self.stats.add_request(handle.completion.stats, len(handle.completion.token_ids))
+        for listener in (state.request.drafter, self._stepper.controller):
+            if listener is not None:
+                listener.close(state.request_id)
+        self._events.append(FinishEvent(state.request_id, handle.completion))
+
+    def _completion(self, state: RequestState) -> Completion:
+        request = state.request
+        token_ids = state.output_ids.tolist()
+        reason: FinishReason = state.finish_reason or "cancelled"
+        state.stats.total_time_s = time.perf_counter() - state.submitted_at
+        return Completion(
+            state.request_id,
+            token_ids,
+            decode(self.tokenizer, token_ids, end=state.stop_string),
+            reason,
+            state.stats,
+            state.stop_string,
+            state.logprobs if request.logprobs is not None else None,
+            torch.stack(state.logits) if state.logits else None,
+            torch.stack(state.scores) if state.scores else None,
+            state.notes,
+            state.error,
+        )
+
+
+def _num_logits(model: Any) -> int:
+    head = model.get_output_embeddings()
+    return int(head.weight.shape[0]) if head is not None else int(model.config.get_text_config().vocab_size)

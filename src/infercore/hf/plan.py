@@ -1,0 +1,123 @@
+"""The plan of one packed forward: which rows run, where their K/V go, and what each of them sees.
+
+Every sequence brings a run of rows: a causal chain (prefill chunk, forced tokens, the pending token) and then the nodes
+of a draft tree. All runs stand one behind the other in a single `[1, T]` forward.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
+
+from infercore.kernels import PreparedRows, prepare
+from infercore.radix import KVPool, Sequence
+from infercore.speculative import TokenTree
+
+
+@dataclass(slots=True)
+class Rows:
+    """One sequence's share of a step.
+
+    Args:
+        sequence: its handle; `slots` were reserved from it for exactly these rows.
+        token_ids: int32 `[num_causal]`, the chain, directly behind the committed tokens.
+        tree: draft nodes below the last row of the chain.
+        slots: int64 `[num_causal + tree.num_nodes]`, from `sequence.append`.
+        first_logits_row: rows from here on (counted within this sequence) give logits; the number of rows for none.
+    """
+
+    sequence: Sequence
+    token_ids: npt.NDArray[np.int32]
+    tree: TokenTree
+    slots: npt.NDArray[np.int64]
+    first_logits_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Plain tensors on the model's device; `pool` is where layers read and write K/V. See `build_plan` for the fields.
+
+    `prepared` is what the attention kernel worked out from these tensors, once a step instead of once a layer.
+    `observed` collects `(layer_idx, sliding_window)` of every attention layer that used the plan, in order.
+    """
+
+    token_ids: Int64[Tensor, " rows"]
+    position_ids: Int64[Tensor, " rows"]
+    slot_mapping: Int64[Tensor, " rows"]
+    row_starts: Int32[Tensor, " seqs_plus_1"]
+    context_lens: Int32[Tensor, " seqs"]
+    num_causal_rows: Int32[Tensor, " seqs"]
+    block_table: Int32[Tensor, "seqs max_pages"]
+    ancestor_bits: Int32[Tensor, "rows words"] | None
+    logits_rows: Int64[Tensor, " logits"]
+    pool: KVPool
+    prepared: PreparedRows
+    observed: list[tuple[int, int | None]] = field(default_factory=list)
+
+
+def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:
+    """Pack `rows` into one forward.
+
+    A tree token's position is the context length plus its depth, never its slot; its ancestors' bits hide its siblings.
+    Cost: O(rows + sequences * pages) on the host, one copy of each array to the device.
+    """
+    num_seqs = len(rows)
+    counts = [len(r.slots) for r in rows]
+    total = sum(counts)
+    token_ids = np.empty(total, np.int64)
+    position_ids = np.empty(total, np.int64)
+    slot_mapping = np.empty(total, np.int64)
+    row_starts = np.zeros(num_seqs + 1, np.int32)
+    context_lens = np.empty(num_seqs, np.int32)
+    num_causal_rows = np.empty(num_seqs, np.int32)
+    block_table = np.full((num_seqs, max((r.sequence.num_pages for r in rows), default=0)), -1, np.int32)
+    max_nodes = max((r.tree.num_nodes for r in rows), default=0)
+    bits = np.zeros((total, (max_nodes + 31) // 32), np.int32) if max_nodes else None
+    logits_rows: list[npt.NDArray[np.int64] | int] = []
+    start = 0
+    for i, r in enumerate(rows):
+        context, chain, stop = r.sequence.num_tokens, len(r.token_ids), start + counts[i]
+        token_ids[start : start + chain] = r.token_ids
+        slot_mapping[start:stop] = r.slots
+        if chain == 1:
+            position_ids[start] = context
+        else:
+            position_ids[start : start + chain] = np.arange(context, context + chain)
+        if bits is not None and r.tree.num_nodes:
+            token_ids[start + chain : stop] = r.tree.token_ids
+            position_ids[start + chain : stop] = r.tree.depths + (context + chain - 1)
+            bits[start + chain : stop] = r.tree.ancestor_bits(bits.shape[1])
+        r.sequence.fill_block_table(block_table[i])
+        context_lens[i], num_causal_rows[i], row_starts[i + 1] = context, chain, stop
+        first = start + r.first_logits_row
+        if stop - first == 1:
+            logits_rows.append(first)
+        elif stop > first:
+            logits_rows.append(np.arange(first, stop))
+        start = stop
+
+    def on_device(array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    wanted = np.hstack(logits_rows).astype(np.int64) if logits_rows else np.empty(0, np.int64)
+    attended: dict[str, Any] = {
+        "position_ids": on_device(position_ids),
+        "row_starts": on_device(row_starts),
+        "context_lens": on_device(context_lens),
+        "num_causal_rows": on_device(num_causal_rows),
+        "block_table": on_device(block_table),
+        "ancestor_bits": None if bits is None else on_device(bits),
+    }
+    return Plan(
+        token_ids=on_device(token_ids),
+        slot_mapping=on_device(slot_mapping),
+        logits_rows=on_device(wanted),
+        pool=pool,
+        prepared=prepare(**attended, page_size=pool.page_size),
+        **attended,
+    )

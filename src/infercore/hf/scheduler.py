@@ -1,0 +1,112 @@
+"""Who runs in a step and with how many rows: admission, chunked prefill under a row budget, preemption."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from infercore.hf.state import RequestState
+from infercore.radix import PrefixCache
+
+
+@dataclass(slots=True)
+class Share:
+    """What one request does in a step: `num_causal` rows of its chain, and whether the last of them is sampled from."""
+
+    state: RequestState
+    num_causal: int
+    samples: bool
+
+
+class Scheduler:
+    """Waiting and running requests, first come first served.
+
+    A request waits while pages are short, or while a running one is computing a prefix that both share. A running one
+    is preempted, youngest first, when an older one needs its pages; it goes to the head of the queue and finds most of
+    its tokens in the prefix cache when it resumes.
+    """
+
+    def __init__(self, cache: PrefixCache, *, max_running: int) -> None:
+        self.cache = cache
+        self.max_running = max_running
+        self.waiting: deque[RequestState] = deque()
+        self.running: list[RequestState] = []
+
+    def admit(self) -> None:
+        """Move waiting requests to the running ones while they fit."""
+        while self.waiting and len(self.running) < self.max_running:
+            state = self.waiting[0]
+            if self._prefix_in_progress(state):
+                return
+            sequence = self.cache.open(state.tokens[: state.num_reusable], namespace=state.request.namespace)
+            new_tokens = state.num_tokens - sequence.num_tokens
+            pages = -(-(sequence.num_tokens + new_tokens) // self.cache.page_size) - sequence.num_pages
+            if self.running and pages + len(self.running) > self.cache.num_available_pages:
+                sequence.close(insert=False)  # a page for each running request stays free, else it is preempted at once
+                return
+            self.waiting.popleft()
+            state.sequence = sequence
+            if state.stats.num_forwards == 0:
+                state.stats.num_reused_tokens = min(sequence.num_tokens, state.num_prompt)
+            self.running.append(state)
+
+    def shares(self, max_rows: int) -> list[Share]:
+        """Rows for this step: whoever decodes first, then prefill chunks in order while the budget lasts."""
+        left = max_rows
+        wanted: list[tuple[int, int]] = []
+        for i, state in enumerate(self.running):
+            if state.num_to_compute == 1:
+                wanted.append((i, 1))
+                left -= 1
+        for i, state in enumerate(self.running):
+            if (needed := state.num_to_compute) > 1 and left > 0:
+                wanted.append((i, min(needed, left)))
+                left -= wanted[-1][1]
+        wanted.sort()
+        shares = []
+        for i, rows in wanted:
+            state = self.running[i]
+            shares.append(Share(state, rows, rows == state.num_to_compute and state.finish_reason is None))
+        return shares
+
+    def preempt(self, state: RequestState) -> None:
+        """Take `state` out of the batch; its computed pages stay in the prefix cache as long as nobody needs them."""
+        assert state.sequence is not None
+        state.sequence.close()
+        state.sequence = None
+        state.stats.num_preemptions += 1
+        self.running.remove(state)
+        self.waiting.appendleft(state)
+
+    def remove(self, state: RequestState) -> None:
+        """Forget a finished request, wherever it is. Copies of its prompt that waited for its prefill go on alone."""
+        if state in self.running:
+            self.running.remove(state)
+        elif state in self.waiting:
+            self.waiting.remove(state)
+        for other in (*self.running, *self.waiting):
+            if state in other.followers:
+                other.followers.remove(state)
+        if state.followers:
+            heir, *rest = state.followers
+            heir.followers, state.followers = rest, []
+            self.waiting.appendleft(heir)
+
+    def _prefix_in_progress(self, state: RequestState) -> bool:
+        """A running request is about to compute at least a page of this one's prompt that the cache lacks."""
+        known = -1
+        for other in self.running:
+            if other.num_to_compute <= 1 or other.request.namespace != state.request.namespace:
+                continue
+            assert other.sequence is not None
+            length = min(state.num_reusable, other.num_tokens)
+            differs = state.tokens[:length] != other.tokens[:length]
+            common = int(np.argmax(differs)) if differs.any() else length
+            if common < self.cache.page_size:
+                continue
+            if known < 0:
+                match = self.cache.match(state.tokens[: state.num_reusable], namespace=state.request.namespace)
+                known = match.num_tokens
+            if common // self.cache.page_size * self.cache.page_size > known:
+                return True
+        return False

@@ -1,0 +1,341 @@
+"""One step of the engine: draft, reserve slots, run the packed forward, choose tokens, commit what was kept."""
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from infercore.errors import OutOfPages
+from infercore.hf.choose import Turn, choose, keep_chosen
+from infercore.hf.grammar_state import IntGrammarState
+from infercore.hf.plan import Plan, Rows, build_plan
+from infercore.hf.request import TokenEvent
+from infercore.hf.scheduler import Scheduler, Share
+from infercore.hf.state import RequestState
+from infercore.hf.stats import EngineStats
+from infercore.radix import KVPool
+from infercore.speculative import Controller, Drafter, DraftRequest, TokenTree, Verdict
+
+Forward = Callable[[Plan], Tensor]
+"""Runs the model on a plan; returns logits `[len(plan.logits_rows), vocab]`."""
+
+_NO_TREE = TokenTree.empty()
+
+
+class Stepper:
+    """Runs steps over a scheduler's requests.
+
+    An exception anywhere leaves every request as it was before the step: slots that were reserved go back at the next
+    call, tokens are appended before they are committed, and what was not committed is computed again.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        pool: KVPool,
+        forward: Forward,
+        *,
+        device: torch.device,
+        max_rows: int,
+        controller: Controller | None,
+        stats: EngineStats,
+    ) -> None:
+        self.scheduler = scheduler
+        self.pool = pool
+        self.forward = forward
+        self.device = device
+        self.max_rows = max_rows
+        self.controller = controller
+        self.stats = stats
+        self._reserved: list[RequestState] = []
+
+    def recover(self) -> None:
+        """Give back slots that an interrupted step had reserved."""
+        for state in self._reserved:
+            if state.sequence is not None:
+                state.sequence.commit([])
+        self._reserved.clear()
+
+    def run(self) -> tuple[list[TokenEvent], list[RequestState]]:
+        """One forward over all running requests. Returns what it added, and the requests that are done or failed."""
+        clock = time.perf_counter
+        start = clock()
+        self.recover()
+        self.scheduler.admit()
+        shares = self.scheduler.shares(self.max_rows)
+        if not shares:
+            return [], []
+        drafting = clock()
+        trees, ended = self._draft(shares)
+        drafted = clock()
+        work = self._reserve([s for s in shares if s.state.error is None], trees)
+        if not work:
+            return [], ended
+        plan = build_plan([rows for _, rows in work], self.pool, self.device)
+        turns = _turns(work)
+        before_forward = clock()
+        logits = self.forward(plan)
+        after_forward = clock()
+        outcomes = choose(turns, logits)
+        chosen = clock()
+        events = self._apply(work, turns, outcomes, ended)
+        self._reserved.clear()
+        num_rows = len(plan.token_ids)
+        self._teach_controller(turns, outcomes, num_rows, chosen - before_forward)
+        times_s = (clock() - start, after_forward - before_forward, chosen - after_forward, drafted - drafting)
+        self._count(work, num_rows, times_s)
+        return events, ended
+
+    def _draft(self, shares: Seq[Share]) -> tuple[dict[int, TokenTree], list[RequestState]]:
+        """A tree for each request that speculates now, pruned by its grammar, its length and the controller."""
+        states = [
+            s.state
+            for s in shares
+            if s.samples and s.state.speculates and s.state.remaining > 1 and not s.state.followers
+        ]
+        trees: dict[int, TokenTree] = {}
+        ended: list[RequestState] = []
+        if not states:
+            return trees, ended
+        other_rows = sum(s.num_causal for s in shares) - len(states)
+        limits = [s.request.max_draft_nodes for s in states]
+        ids = [s.request_id for s in states]
+        if self.controller is not None:
+            budgets = self.controller.budget(ids, num_other_rows=other_rows)
+            limits = [min(a, b) for a, b in zip(limits, budgets, strict=True)]
+        by_drafter: dict[int, tuple[Drafter, list[tuple[RequestState, int]]]] = {}
+        for state, limit in zip(states, limits, strict=True):
+            drafter = state.request.drafter
+            if limit > 0 and drafter is not None:
+                by_drafter.setdefault(id(drafter), (drafter, []))[1].append((state, limit))
+        for drafter, members in by_drafter.values():
+            try:
+                proposed = drafter.propose([_draft_request(state, limit) for state, limit in members])
+                if len(proposed) != len(members):
+                    raise ValueError(f"{drafter} gave {len(proposed)} trees for {len(members)} requests")
+            except Exception as error:
+                for state, _ in members:
+                    _fail(state, error, ended)
+                continue
+            for (state, limit), tree in zip(members, proposed, strict=True):
+                if tree.num_nodes > limit:
+                    _fail(state, ValueError(f"{drafter} gave {tree.num_nodes} nodes, asked for at most {limit}"), ended)
+                elif tree.num_nodes:
+                    trees[state.request_id] = _prune(tree, state)
+        if self.controller is not None and trees:
+            selected = self.controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
+            trees = dict(zip(trees, selected, strict=True))
+        return trees, ended
+
+    def _reserve(self, shares: Seq[Share], trees: dict[int, TokenTree]) -> list[tuple[Share, Rows]]:
+        """Slots for every share, oldest request first; where pages are short its draft goes, then younger requests."""
+        work: list[tuple[Share, Rows]] = []
+        for share in shares:
+            state = share.state
+            if state.sequence is None:
+                continue  # preempted a moment ago for an older one
+            tree = trees.get(state.request_id, _NO_TREE)
+            slots = self._slots(state, share.num_causal + tree.num_nodes, last_resort=tree.num_nodes == 0)
+            if slots is None and tree.num_nodes:
+                tree = _NO_TREE
+                slots = self._slots(state, share.num_causal, last_resort=True)
+            if slots is None:
+                continue
+            computed = state.sequence.num_tokens
+            rows = Rows(
+                state.sequence,
+                state.tokens[computed : computed + share.num_causal],
+                tree,
+                slots,
+                _first_logits_row(share, computed),
+            )
+            work.append((share, rows))
+        return work
+
+    def _slots(self, state: RequestState, count: int, *, last_resort: bool) -> npt.NDArray[np.int64] | None:
+        """`count` slots for `state`, or None. As a last resort younger requests are preempted, then this one itself."""
+        running = self.scheduler.running
+        while True:
+            assert state.sequence is not None
+            try:
+                slots = state.sequence.append(count)
+            except OutOfPages:
+                if not last_resort:
+                    return None
+                victim = running[-1]
+                if victim is state and len(running) == 1:
+                    raise
+                self.scheduler.preempt(victim)
+                if victim is state:
+                    return None
+            else:
+                self._reserved.append(state)
+                return slots
+
+    def _apply(
+        self,
+        work: Seq[tuple[Share, Rows]],
+        turns: Seq[Turn],
+        outcomes: Seq[Verdict | Exception | None],
+        ended: list[RequestState],
+    ) -> list[TokenEvent]:
+        """Append the chosen tokens, commit the rows that lead to them, and fork copies of finished prompts."""
+        rows_of = {share.state.request_id: rows for share, rows in work}
+        events: list[TokenEvent] = []
+        for turn, outcome in zip(turns, outcomes, strict=True):
+            state = turn.state
+            before, kept = state.num_output, 0
+            if isinstance(outcome, Exception):
+                _fail(state, outcome, ended)
+            elif outcome is not None:
+                kept = self._append(state, turn.tree, outcome, ended)
+            if (rows := rows_of.get(state.request_id)) is not None:
+                _commit(state, rows, outcome, kept)
+            if state.error is not None:
+                continue
+            if turn.samples and state.followers:
+                self._fork_followers(state)
+            if turn.samples and before == 0:
+                assert state.sequence is not None
+                state.sequence.insert()  # the prompt may be shared from now on
+                state.stats.time_to_first_token_s = time.perf_counter() - state.submitted_at
+            if state.num_output > before:
+                new = state.tokens[state.num_prompt + before : state.num_tokens]
+                events.append(TokenEvent(state.request_id, tuple(new.tolist())))
+            if state.is_done:
+                ended.append(state)
+        return events
+
+    def _append(self, state: RequestState, tree: TokenTree, verdict: Verdict, ended: list[RequestState]) -> int:
+        """Append what `verdict` gives and what the grammar then forces; returns how many accepted nodes were kept."""
+        try:
+            token_ids = verdict.token_ids(tree).tolist()
+            count = state.append(token_ids)
+            keep_chosen(state, count)
+            forced = state.append_forced()
+            if state.speculates and state.request.drafter is not None:
+                appended = np.array(token_ids[:count] + forced, np.int32)
+                state.request.drafter.commit(state.request_id, appended)
+        except Exception as error:  # the caller's criteria, tokenizer or drafter: it ends this request, not the others
+            _fail(state, error, ended)
+            return 0
+        kept = min(count, verdict.num_accepted)
+        stats = state.stats
+        stats.num_sampling_forwards += 1
+        stats.num_drafted_tokens += tree.num_nodes
+        stats.num_accepted_tokens += kept
+        return kept
+
+    def _fork_followers(self, state: RequestState) -> None:
+        assert state.sequence is not None
+        for follower in state.followers:
+            follower.sequence = state.sequence.fork()
+            follower.stats.num_reused_tokens = follower.num_prompt
+            self.scheduler.running.append(follower)
+        state.followers = []
+
+    def _count(self, work: Seq[tuple[Share, Rows]], num_rows: int, times_s: tuple[float, float, float, float]) -> None:
+        self.stats.num_forwards += 1
+        self.stats.num_rows += num_rows
+        for share, _ in work:
+            share.state.stats.num_forwards += 1
+        step, forward, chosen, draft = times_s
+        self.stats.step_time_s += step
+        self.stats.forward_time_s += forward
+        self.stats.choose_time_s += chosen
+        self.stats.draft_time_s += draft
+
+    def _teach_controller(
+        self, turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None], num_rows: int, step_time_s: float
+    ) -> None:
+        if self.controller is None:
+            return
+        judged = [
+            (turn, verdict)
+            for turn, verdict in zip(turns, outcomes, strict=True)
+            if isinstance(verdict, Verdict) and turn.state.speculates
+        ]
+        self.controller.update(
+            [turn.state.request_id for turn, _ in judged],
+            [turn.tree for turn, _ in judged],
+            [verdict for _, verdict in judged],
+            step_time_s=step_time_s,
+            num_other_rows=num_rows - sum(1 + turn.tree.num_nodes for turn, _ in judged),
+        )
+
+
+def _draft_request(state: RequestState, max_nodes: int) -> DraftRequest:
+    grammar = state.grammar if isinstance(state.grammar, IntGrammarState) else None
+    return DraftRequest(
+        state.request_id,
+        state.tokens[: state.num_tokens],
+        max_nodes,
+        grammar=None if grammar is None else grammar.grammar,
+        grammar_state=None if grammar is None else grammar.state,
+        temperature=state.request.sampling.temperature,
+        generator=state.draft_generator,
+    )
+
+
+def _prune(tree: TokenTree, state: RequestState) -> TokenTree:
+    """Drop nodes that can never be reached: too deep for the length that is left, or refused by the grammar.
+
+    Nodes that were drawn from a distribution stay even if refused: their probability is part of the verification.
+    """
+    depths = tree.depths
+    if depths.max() >= state.remaining:
+        tree = tree.truncate(depths < state.remaining)
+    if state.grammar is not None and tree.num_nodes and tree.draft_probs is None:
+        allowed = state.grammar.walk(tree) >= 0
+        if not allowed.all():
+            tree = tree.truncate(allowed)
+    return tree
+
+
+def _first_logits_row(share: Share, computed: int) -> int:
+    """First row of a request whose logits are wanted, counted within its rows."""
+    state = share.state
+    if state.request.keeps_rows:
+        return min(max(0, state.num_prompt - 1 + state.num_recorded - computed), share.num_causal)
+    return share.num_causal - 1 if share.samples else share.num_causal
+
+
+def _turns(work: Seq[tuple[Share, Rows]]) -> list[Turn]:
+    """Where each request's logits lie; copies of a prompt look at the rows of the one that computed it."""
+    turns: list[Turn] = []
+    first = 0
+    for share, rows in work:
+        num_causal_logits = share.num_causal - rows.first_logits_row
+        num_known = num_causal_logits - 1 if share.samples else num_causal_logits
+        state = share.state
+        node_states = None
+        if state.grammar is not None and rows.tree.num_nodes:
+            node_states = state.grammar.walk(rows.tree)
+        turns.append(Turn(state, first, num_known, share.samples, rows.tree, node_states))
+        if share.samples:
+            turns.extend(Turn(f, first + num_known, 0, True, _NO_TREE) for f in state.followers)
+        first += num_causal_logits + rows.tree.num_nodes
+    return turns
+
+
+def _commit(state: RequestState, rows: Rows, outcome: Verdict | Exception | None, kept: int) -> None:
+    """The chain and the first `kept` accepted nodes become part of the sequence; every other slot goes back."""
+    assert state.sequence is not None
+    if state.error is not None:
+        state.sequence.commit([])
+    elif kept and isinstance(outcome, Verdict):
+        num_causal = len(rows.token_ids)
+        path = outcome.path[:kept]
+        token_ids = np.concatenate([rows.token_ids, rows.tree.token_ids[path]])
+        state.sequence.commit(token_ids, np.concatenate([np.arange(num_causal), num_causal + path]))
+    else:
+        state.sequence.commit(rows.token_ids)
+
+
+def _fail(state: RequestState, error: BaseException, ended: list[RequestState]) -> None:
+    state.error, state.finish_reason = error, "error"
+    ended.append(state)
