@@ -143,8 +143,7 @@ def insert_pages(
     root = at if at == 0 or at >= header[NUM_PAGES] else fields[ROOT, at]
     for i in range(stop, last):
         page = pages[i]
-        for j in range(page_size):
-            tokens[page * page_size + j] = query[i * page_size + j]
+        _copy(tokens, page * page_size, query, i * page_size, page_size)
         fields[STAMP, page] = header[CLOCK] + 1
         fields[ROOT, page] = root
         if header[HAS_AUX]:
@@ -357,16 +356,30 @@ def _child(header, fields, tokens, query, start, node):
 @no_type_check
 @compiled
 def _same(tokens, start, query, query_start, page_size):
-    """Whether one page of tokens equals one page of `query`; without branches inside a page of 16."""
+    """Whether one page of tokens equals one page of `query`; without branches inside a page of 16.
+
+    Unsigned indices: numba asks of signed ones whether they count from the end, which keeps the loop from vector units.
+    """
+    at = np.uint64(start)
+    query_at = np.uint64(query_start)
     if page_size == 16:
-        different = 0
+        different = np.int32(0)
         for i in range(16):
-            different |= tokens[start + i] ^ query[query_start + i]
+            different |= tokens[at + np.uint64(i)] ^ query[query_at + np.uint64(i)]
         return different == 0
     for i in range(page_size):
-        if tokens[start + i] != query[query_start + i]:
+        if tokens[at + np.uint64(i)] != query[query_at + np.uint64(i)]:
             return False
     return True
+
+
+@no_type_check
+@compiled
+def _copy(tokens, start, query, query_start, page_size):
+    at = np.uint64(start)
+    query_at = np.uint64(query_start)
+    for i in range(page_size):
+        tokens[at + np.uint64(i)] = query[query_at + np.uint64(i)]
 
 
 @no_type_check

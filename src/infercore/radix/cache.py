@@ -60,7 +60,9 @@ class PrefixCache:
         self._roots: dict[Namespace, int] = {None: 0}
         self._epochs: dict[int, int] = {}  # how often a namespace was cleared, by root
         self._use_layout()
-        self._found = np.empty(num_pages, np.int32)  # scratch of every call, under the lock
+        self._found = np.empty(
+            2 * num_pages, np.int32
+        )  # scratch of every call, under the lock: taken and evicted pages
         self._parents = np.empty(num_pages, np.int32)
         self._num_lookups = 0
         self._num_hits = 0
@@ -146,7 +148,7 @@ class PrefixCache:
         with self._lock:
             num_evicted = (
                 int(c.allocate_pages(*self._arrays, num_pages, after, self._found, self._parents))
-                if num_pages < len(self._found)
+                if num_pages < len(self._parents)
                 else -1
             )
             if num_evicted < 0:

@@ -1,0 +1,353 @@
+"""Runs one operation at a time on a prefix cache and on the brute-force model, and compares everything that shows.
+
+The soak draws operations at random, the Hypothesis machine lets Hypothesis choose; both call the same methods. Rows
+have contents: what is written for a token is a hash of the whole prefix that ends with it, so a page that is shared
+wrongly, moved wrongly or freed too early is noticed by reading it.
+"""
+
+from collections.abc import Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infercore.errors import OutOfPages
+from infercore.radix import Match, PrefixCache, block_table
+from infercore.radix import Sequence as PageSequence
+from infercore.testing.prefix_model import Path, PrefixModel
+
+_POISON = -1
+
+
+class ArrayStore:
+    """A `PageStore` of one int64 per slot."""
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self.rows = np.zeros((num_pages, page_size), np.int64)
+
+    def move_slots(self, src: npt.NDArray[np.int64], dst: npt.NDArray[np.int64]) -> None:
+        flat = self.rows.reshape(-1)
+        flat[dst] = flat[src]
+
+    def zero_pages(self, page_ids: npt.NDArray[np.int32]) -> None:
+        self.rows[page_ids] = 0
+
+    def poison_pages(self, page_ids: npt.NDArray[np.int32]) -> None:
+        self.rows[page_ids] = _POISON
+
+
+@dataclass
+class Track:
+    """A sequence, and what it must be."""
+
+    sequence: PageSequence
+    namespace: Hashable
+    tokens: list[int]
+    num_published: int
+    publishes: bool = True
+
+
+@dataclass
+class PrefixDriver:
+    """A cache beside its model. Every method performs one operation on both and asserts that they agree.
+
+    Methods take small integers that choose among what is there (`which`), so that any draw is a legal call.
+    """
+
+    cache: PrefixCache
+    store: ArrayStore
+    model: PrefixModel
+    tracks: list[Track] = field(default_factory=list)
+    locks: list[tuple[AbstractContextManager[Match], Match]] = field(default_factory=list)
+    raw: list[npt.NDArray[np.int32]] = field(default_factory=list)
+
+    def open(self, token_ids: Sequence[int], namespace: Hashable) -> None:
+        path = self.model.path(namespace, token_ids)
+        sequence = self.cache.open(token_ids, namespace=namespace)
+        pages = self.model.longest(path)
+        self._same(sequence.page_ids.tolist(), pages, "pages of an opened sequence")
+        self.model.touch(path, len(pages))
+        self.model.holders.update(pages)
+        tokens = list(token_ids[: len(pages) * self.model.page_size])
+        self._same(sequence.token_ids.tolist(), tokens, "tokens of an opened sequence")
+        self.tracks.append(Track(sequence, namespace, tokens, len(pages)))
+
+    def step(self, which: int, num_rows: int, tokens: Sequence[int], keep: int, in_two: bool) -> None:
+        """Append `num_rows` rows, write them, commit as many as `tokens` has, rows with a bit in `keep` first."""
+        if not self.tracks:
+            return
+        track = self.tracks[which % len(self.tracks)]
+        order = sorted(range(num_rows), key=lambda row: (not keep >> row & 1, row))
+        kept = sorted(order[: len(tokens)])
+        slots = self._append(track, num_rows, in_two)
+        if slots is None:
+            return
+        self.store.rows.reshape(-1)[slots] = -7  # rows that are not kept hold something that nobody may read
+        contents = self._contents(track.namespace, [*track.tokens, *tokens])[len(track.tokens) :]
+        for row, content in zip(kept, contents, strict=True):
+            self.store.rows.reshape(-1)[slots[row]] = content
+        before = track.sequence.page_ids.copy()
+        track.sequence.commit(list(tokens), None if kept == list(range(len(kept))) and keep & 1 else kept)
+        track.tokens += tokens
+        self._trimmed(track, before)
+        self.read(track)
+
+    def rollback(self, which: int, num_tokens: int) -> None:
+        if not self.tracks:
+            return
+        track = self.tracks[which % len(self.tracks)]
+        num_tokens = min(num_tokens, len(track.tokens))
+        before = track.sequence.page_ids.copy()
+        track.sequence.rollback(num_tokens)
+        del track.tokens[len(track.tokens) - num_tokens :]
+        track.num_published = min(track.num_published, len(track.tokens) // self.model.page_size)
+        self._trimmed(track, before)
+        self.read(track)
+
+    def fork(self, which: int) -> None:
+        if not self.tracks:
+            return
+        track = self.tracks[which % len(self.tracks)]
+        other = track.sequence.fork()
+        self._same(other.page_ids.tolist(), track.sequence.page_ids.tolist(), "pages of a fork")
+        self.model.holders.update(other.page_ids.tolist())
+        self.tracks.append(Track(other, track.namespace, list(track.tokens), track.num_published, track.publishes))
+
+    def publish(self, which: int) -> None:
+        if self.tracks:
+            track = self.tracks[which % len(self.tracks)]
+            before = track.sequence.page_ids.tolist()
+            num_new = track.sequence.insert()
+            self._same(num_new, self._published(track, before), "tokens newly cached")
+            self._same(track.sequence.page_ids.tolist(), before, "pages after publishing")
+            self.read(track)
+
+    def close(self, which: int, insert: bool) -> None:
+        if not self.tracks:
+            return
+        track = self.tracks.pop(which % len(self.tracks))
+        pages = track.sequence.page_ids.tolist()
+        track.sequence.close(insert=insert)
+        if insert:
+            self._published(track, pages)
+        self.model.holders.subtract(pages)
+        track.sequence.close()
+
+    def match(self, token_ids: Sequence[int], namespace: Hashable, lock: bool) -> None:
+        path = self.model.path(namespace, token_ids)
+        match = self.cache.match(token_ids, namespace=namespace)
+        pages = self.model.longest(path)
+        self._same(match.page_ids.tolist(), pages, "matched pages")
+        self._same(match.num_tokens, len(pages) * self.model.page_size, "matched tokens")
+        self.model.touch(path, len(pages))
+        self._read(namespace, token_ids[: match.num_tokens], match.page_ids)
+        if lock:
+            held = self.cache.lock(match)
+            held.__enter__()
+            self.model.holders.update(pages)
+            self.locks.append((held, match))
+
+    def unlock(self, which: int) -> None:
+        if self.locks:
+            held, match = self.locks.pop(which % len(self.locks))
+            self._read(match.namespace, match.token_ids[: match.num_tokens].tolist(), match.page_ids)
+            held.__exit__(None, None, None)
+            self.model.holders.subtract(match.page_ids.tolist())
+
+    def allocate(self, num_pages: int) -> None:
+        pages = self._allocate(num_pages)
+        if pages is not None:
+            self.raw.append(pages)
+
+    def insert(self, token_ids: Sequence[int], namespace: Hashable, priority: int) -> None:
+        """Allocate, write, insert; the pages stay held until `release`."""
+        path = self.model.path(namespace, token_ids)
+        pages = self._allocate(len(path) - 1)
+        if pages is None:
+            return
+        whole = list(token_ids[: len(pages) * self.model.page_size])
+        self.store.rows[pages] = np.asarray(self._contents(namespace, whole), np.int64).reshape(
+            len(pages), self.model.page_size
+        )
+        num_new = self.cache.insert(token_ids, pages, namespace=namespace, priority=priority)
+        expected = self.model.insert(path, pages.tolist(), priority)
+        self._same(num_new, expected * self.model.page_size, "tokens newly cached")
+        self.raw.append(pages)
+
+    def insert_wrong(self, token_ids: Sequence[int], namespace: Hashable) -> None:
+        """An insert with a page that is free must be refused, whatever else is right, unless all is cached."""
+        free = sorted(self.model.free_pages())
+        path = self.model.path(namespace, token_ids)
+        known = len(self.model.longest(path))
+        if not free or len(path) - 1 == known:
+            return
+        before = self.cache.counts()
+        try:
+            self.cache.insert(token_ids, free[:1] * (len(path) - 1), namespace=namespace)
+        except ValueError:
+            self._same(self.cache.counts(), before, "counts after a refused insert")
+        else:
+            raise AssertionError("a free page was cached")
+
+    def release(self, which: int) -> None:
+        if self.raw:
+            pages = self.raw.pop(which % len(self.raw))
+            self.cache.release(pages)
+            self.model.holders.subtract(pages.tolist())
+
+    def evict(self, num_pages: int) -> None:
+        before = self.model.free_pages()
+        gone = self.model.evict(num_pages)
+        self._same(self.cache.evict(num_pages), len(gone), "evicted pages")
+        self._same(self.model.free_pages() - before, set(gone), "freed pages")
+
+    def clear(self, namespace: Hashable) -> None:
+        gone = self.model.remove_below((namespace,))
+        self._same(self.cache.clear(namespace=namespace), len(gone), "cleared pages")
+        for track in self.tracks:
+            track.publishes &= track.namespace != namespace
+
+    def check(self) -> None:
+        """Counts add up and agree with the model; O(pages)."""
+        counts = self.cache.counts()
+        cached = self.model.cached_pages()
+        held = {page for page, n in self.model.holders.items() if n}
+        self._same(counts.free + counts.cached + counts.in_use, counts.total, "the sum of the counts")
+        self._same(counts.cached, len(cached), "cached pages")
+        self._same(counts.in_use, len(held - cached), "pages in use")
+        for page in range(1, self.model.num_pages):
+            expected = self.model.holders[page] + (page in cached)
+            self._same(self.cache.allocator.num_references(page), expected, f"references on page {page}")
+
+    def check_contents(self) -> None:
+        """Every cached prefix is found, page for page, and holds what was computed for it; O(pages * depth)."""
+        for path in self.model.cached:
+            tokens = [token for page in path[1:] for token in page]
+            match = self.cache.match(tokens, namespace=path[0])
+            self.model.touch(path, len(path) - 1)
+            self._same(match.page_ids.tolist(), self.model.longest(path), "pages of a cached prefix")
+            self._read(path[0], tokens, match.page_ids)
+        sequences = [track.sequence for track in self.tracks]
+        table = block_table(sequences)
+        for row, track in zip(table, self.tracks, strict=True):
+            self._read(track.namespace, track.tokens, row)
+
+    def finish(self) -> None:
+        """Give everything up; all pages must be free."""
+        while self.tracks:
+            self.close(0, insert=False)
+        while self.locks:
+            self.unlock(0)
+        while self.raw:
+            self.release(0)
+        self.evict(self.model.num_pages)
+        self._same(self.cache.counts().free, self.model.num_pages - 1, "free pages at the end")
+
+    def read(self, track: Track) -> None:
+        self._same(track.sequence.token_ids.tolist(), track.tokens, "tokens of a sequence")
+        self._read(track.namespace, track.tokens, track.sequence.page_ids)
+
+    def _append(self, track: Track, num_rows: int, in_two: bool) -> npt.NDArray[np.int64] | None:
+        """Reserve rows; None if there is no room, which must be so by the model as well."""
+        sequence, size = track.sequence, self.model.page_size
+        before = sequence.page_ids.tolist()
+        offset = len(track.tokens) % size
+        copies = bool(num_rows and offset and self._num_references(before[-1]) > 1)
+        num_new = -(-(len(track.tokens) + num_rows) // size) - len(before) + copies
+        free = self.model.free_pages()
+        if num_new > len(free) + self.model.num_evictable():
+            counts = self.cache.counts()
+            try:
+                sequence.append(num_rows)
+            except OutOfPages:
+                self._same(self.cache.counts(), counts, "counts after a failed append")
+                self._same((sequence.page_ids.tolist(), sequence.num_reserved), (before, 0), "a failed append")
+                return None
+            raise AssertionError(f"{num_new} pages were appended, but only {len(free)} are free")
+        if in_two and num_rows > 1 and not copies:  # a copy gives the old page up before the second call evicts
+            slots = np.concatenate([sequence.append(1), sequence.append(num_rows - 1)])
+        else:
+            slots = sequence.append(num_rows)
+        gone = self.model.evict(num_new - len(free))
+        after = sequence.page_ids.tolist()
+        kept = before[:-1] if copies else before
+        self._same(after[: len(kept)], kept, "pages kept by an append")
+        new = after[len(kept) :]
+        self._same(len(new), num_new, "new pages")
+        if not set(new) <= free | set(gone) or len(set(new)) != num_new:
+            raise AssertionError(f"append handed out {new}, free were {sorted(free)}, evicted {gone}")
+        self.model.holders.update(new)
+        if copies:
+            self.model.holders[before[-1]] -= 1
+        rows = range(len(track.tokens), len(track.tokens) + num_rows)
+        self._same(slots.tolist(), [after[row // size] * size + row % size for row in rows], "slots")
+        return slots
+
+    def _allocate(self, num_pages: int) -> npt.NDArray[np.int32] | None:
+        free = self.model.free_pages()
+        if num_pages > len(free) + self.model.num_evictable():
+            counts = self.cache.counts()
+            try:
+                self.cache.allocate(num_pages)
+            except OutOfPages:
+                self._same(self.cache.counts(), counts, "counts after a failed allocation")
+                return None
+            raise AssertionError(f"{num_pages} pages were allocated, but only {len(free)} are free")
+        pages = self.cache.allocate(num_pages)
+        gone = self.model.evict(num_pages - len(free))
+        if not set(pages.tolist()) <= free | set(gone) or len(set(pages.tolist())) != num_pages:
+            raise AssertionError(f"allocate handed out {pages}, free were {sorted(free)}, evicted {gone}")
+        self.model.holders.update(pages.tolist())
+        return pages
+
+    def _published(self, track: Track, pages: list[int]) -> int:
+        """The model's side of publishing; `pages` becomes what the sequence must hold. Returns tokens newly cached."""
+        size = self.model.page_size
+        path = self.model.path(track.namespace, track.tokens)
+        count = len(path) - 1
+        if not track.publishes or count <= track.num_published:
+            return 0
+        known = self.model.longest(path)
+        for i, page in enumerate(known):
+            if pages[i] != page:
+                self.model.holders[pages[i]] -= 1
+                self.model.holders[page] += 1
+                pages[i] = page
+        track.num_published = count
+        return self.model.insert(path, pages[:count]) * size
+
+    def _trimmed(self, track: Track, before: npt.NDArray[np.int32]) -> None:
+        """Pages behind the last committed token have gone back."""
+        keep = -(-len(track.tokens) // self.model.page_size)
+        self._same(track.sequence.page_ids.tolist(), before[:keep].tolist(), "pages after trimming")
+        self.model.holders.subtract(before[keep:].tolist())
+
+    def _num_references(self, page: int) -> int:
+        return self.model.holders[page] + (page in self.model.cached_pages())
+
+    def _contents(self, namespace: Hashable, tokens: Sequence[int]) -> list[int]:
+        contents, content = [], hash(namespace) & 0xFFFF
+        for token in tokens:
+            content = (content * 1_000_003 + token + 1) % 2_147_483_629
+            contents.append(content)
+        return contents
+
+    def _read(self, namespace: Hashable, tokens: Sequence[int], pages: npt.NDArray[np.int32]) -> None:
+        count = -(-len(tokens) // self.model.page_size)
+        stored = self.store.rows[pages[:count]].reshape(-1)[: len(tokens)]
+        self._same(stored.tolist(), self._contents(namespace, tokens), f"contents of pages {pages[:count].tolist()}")
+
+    def _same(self, found: Any, expected: Any, what: str) -> None:
+        if found != expected:
+            raise AssertionError(f"{what}: found {found}, expected {expected}")
+
+
+def make_driver(cache: PrefixCache, store: ArrayStore, *, order: str = "lru") -> PrefixDriver:
+    """A driver around an empty cache whose store is `store`."""
+    num_pages = store.rows.shape[0]
+    return PrefixDriver(cache, store, PrefixModel(num_pages, cache.page_size, order=order))  # type: ignore[arg-type]
+
+
+__all__ = ["ArrayStore", "Path", "PrefixDriver", "Track", "make_driver"]

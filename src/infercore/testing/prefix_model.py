@@ -1,0 +1,121 @@
+"""What a prefix cache must do, by brute force: a dict from prefix to page, and nothing clever.
+
+A path is `(namespace, page, page, ...)`, each page a tuple of tokens; its parent is `path[:-1]`. Every access stamps
+every page on its path. Shares no code with the cache.
+"""
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+Path: TypeAlias = tuple[Any, ...]
+Order: TypeAlias = Literal["lru", "fifo", "lfu", "priority"]
+
+
+@dataclass
+class Entry:
+    """One cached page, and what eviction orders may ask of it."""
+
+    page_id: int
+    created: int
+    used: int
+    num_uses: int = 0
+    priority: int = 0
+
+
+@dataclass
+class PrefixModel:
+    """Cached prefixes of a pool of `num_pages` pages, page 0 reserved; `holders` counts references from outside."""
+
+    num_pages: int
+    page_size: int
+    order: Order = "lru"
+    cached: dict[Path, Entry] = field(default_factory=dict)
+    holders: Counter[int] = field(default_factory=Counter)
+    clock: int = 0
+
+    def path(self, namespace: Hashable, token_ids: Iterable[int]) -> Path:
+        """The path of the whole pages of `token_ids`."""
+        ids = list(token_ids)
+        size = self.page_size
+        return (namespace, *(tuple(ids[i : i + size]) for i in range(0, len(ids) - size + 1, size)))
+
+    def longest(self, path: Path) -> list[int]:
+        """Pages of the longest cached prefix of `path`."""
+        pages = []
+        for end in range(2, len(path) + 1):
+            entry = self.cached.get(path[:end])
+            if entry is None:
+                break
+            pages.append(entry.page_id)
+        return pages
+
+    def touch(self, path: Path, num_pages: int) -> None:
+        """Count a use of the first `num_pages` pages of `path`."""
+        if num_pages:
+            self.clock += 1
+        for end in range(2, num_pages + 2):
+            entry = self.cached[path[:end]]
+            entry.used = self.clock
+            entry.num_uses += 1
+
+    def insert(self, path: Path, page_ids: list[int], priority: int = 0) -> int:
+        """Cache `path`; where a prefix is cached its page stays. Returns the pages newly cached."""
+        num_new = 0
+        for end in range(2, len(path) + 1):
+            if path[:end] not in self.cached:
+                self.cached[path[:end]] = Entry(page_ids[end - 2], self.clock + 1, self.clock + 1)
+                num_new += 1
+        for end in range(2, len(path) + 1):
+            self.cached[path[:end]].priority = max(self.cached[path[:end]].priority, priority)
+        self.touch(path, len(path) - 1)
+        return num_new
+
+    def cached_pages(self) -> set[int]:
+        return {entry.page_id for entry in self.cached.values()}
+
+    def free_pages(self) -> set[int]:
+        return set(range(1, self.num_pages)) - self.cached_pages() - {page for page, n in self.holders.items() if n}
+
+    def num_evictable(self, namespace: Hashable = ...) -> int:
+        """Cached pages that nobody holds, nor anything below them."""
+        kept: set[Path] = set()
+        for path, entry in self.cached.items():
+            if self.holders[entry.page_id]:
+                kept.update(path[:end] for end in range(2, len(path) + 1))
+        return sum(path not in kept for path in self.cached if namespace is ... or path[0] == namespace)
+
+    def evict(self, count: int, namespace: Hashable = ...) -> list[int]:
+        """Drop up to `count` pages, one leaf at a time by `order`; returns them in the order they went."""
+        gone: list[int] = []
+        while len(gone) < count:
+            parents = {path[:-1] for path in self.cached}
+            leaves = [
+                path
+                for path, entry in self.cached.items()
+                if path not in parents
+                and not self.holders[entry.page_id]
+                and (namespace is ... or path[0] == namespace)
+            ]
+            if not leaves:
+                break
+            worst = min(leaves, key=lambda path: self._rank(self.cached[path]))
+            gone.append(self.cached.pop(worst).page_id)
+        return gone
+
+    def remove_below(self, path: Path) -> list[int]:
+        """Forget `path` and everything below it; returns the pages."""
+        gone = [known for known in self.cached if known[: len(path)] == path]
+        return [self.cached.pop(known).page_id for known in gone]
+
+    def _rank(self, entry: Entry) -> tuple[int, int]:
+        match self.order:
+            case "lru":
+                return (0, entry.used)
+            case "fifo":
+                return (0, entry.created)
+            case "lfu":
+                return (entry.num_uses, entry.used)
+            case "priority":
+                return (entry.priority, entry.used)

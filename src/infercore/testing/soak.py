@@ -1,0 +1,123 @@
+"""Random operations on a prefix cache beside the brute-force model: `python -m infercore.testing.soak --ops 1000000`.
+
+Needs no Hypothesis. A failure prints the seed and the number of the operation; the same seed runs the same operations.
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from infercore.radix import FIFO, LFU, LRU, PrefixCache, Priority
+from infercore.testing.prefix_driver import ArrayStore, PrefixDriver, make_driver
+
+_POLICIES: dict[str, Any] = {"lru": LRU, "fifo": FIFO, "lfu": LFU, "priority": Priority}
+_NAMESPACES: tuple[Any, ...] = (None, "a", 7)
+
+
+def soak(num_ops: int, *, seed: int = 0, policy: str = "lru", report: Callable[[str], None] = print) -> None:
+    """Run `num_ops` random operations, starting afresh with another pool every 20,000.
+
+    Raises: AssertionError at the first difference, with seed and operation.
+    """
+    draw = random.Random(seed)
+    began = time.perf_counter()
+    done = 0
+    while done < num_ops:
+        driver = _fresh(draw, policy)
+        for _ in range(min(20_000, num_ops - done)):
+            try:
+                _one(draw, driver)
+                if done % 16 == 0:
+                    driver.check()
+                if done % 256 == 0:
+                    driver.check_contents()
+            except Exception as error:
+                raise AssertionError(f"operation {done} of seed {seed}, policy {policy}: {error}") from error
+            done += 1
+        driver.check()
+        driver.finish()
+        seconds = time.perf_counter() - began
+        report(f"{done} operations, {done / seconds:,.0f} a second, no difference")
+
+
+def _fresh(draw: random.Random, policy: str) -> PrefixDriver:
+    num_pages, page_size = draw.randint(6, 48), draw.choice([1, 2, 3, 4])
+    store = ArrayStore(num_pages, page_size)
+    cache = PrefixCache(num_pages, page_size, store=store, policy=_POLICIES[policy](), poison=True)
+    return make_driver(cache, store, order=policy)
+
+
+def _one(draw: random.Random, driver: PrefixDriver) -> None:
+    """One operation; as long as there is little, more is opened than closed."""
+    kind = draw.random()
+    which = draw.randrange(1 << 16)
+    namespace = draw.choices(_NAMESPACES, (6, 3, 1))[0]
+    size = driver.model.page_size
+    if kind < 0.14:
+        if len(driver.tracks) < 6:
+            driver.open(_tokens(draw, driver, namespace), namespace)
+        else:
+            driver.close(which, insert=draw.random() < 0.8)
+    elif kind < 0.46:
+        num_rows = draw.randint(0, 3 * size)
+        tokens = [draw.randrange(2) for _ in range(draw.randint(0, num_rows))]
+        driver.step(which, num_rows, tokens, draw.getrandbits(16), draw.random() < 0.2)
+    elif kind < 0.56:
+        driver.match(_tokens(draw, driver, namespace), namespace, lock=len(driver.locks) < 3 and draw.random() < 0.3)
+    elif kind < 0.62:
+        driver.publish(which)
+    elif kind < 0.68:
+        driver.rollback(which, draw.randint(0, 2 * size))
+    elif kind < 0.73:
+        if len(driver.tracks) < 8:
+            driver.fork(which)
+    elif kind < 0.78:
+        if len(driver.raw) < 3:
+            driver.insert(_tokens(draw, driver, namespace), namespace, draw.randrange(3))
+    elif kind < 0.80:
+        if len(driver.raw) < 3:
+            driver.allocate(draw.randint(0, driver.model.num_pages))
+    elif kind < 0.85:
+        driver.release(which)
+    elif kind < 0.89:
+        driver.unlock(which)
+    elif kind < 0.92:
+        driver.evict(draw.choice([0, 1, 2, 5, 100]))
+    elif kind < 0.94:
+        driver.insert_wrong(_tokens(draw, driver, namespace), namespace)
+    elif kind < 0.943:
+        driver.clear(namespace)
+    else:
+        driver.close(which, insert=draw.random() < 0.8)
+
+
+def _tokens(draw: random.Random, driver: PrefixDriver, namespace: Any) -> list[int]:
+    """Tokens over a small alphabet; half the time they go along something that is cached."""
+    tokens = [draw.randrange(2) for _ in range(draw.randint(0, 6 * driver.model.page_size))]
+    if driver.model.cached and draw.random() < 0.5:
+        path = draw.choice(list(driver.model.cached))
+        if path[0] == namespace:
+            return [token for page in path[1:] for token in page] + tokens[: draw.randint(0, 4)]
+    return tokens
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m infercore.testing.soak", description=__doc__)
+    parser.add_argument("--ops", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--policy", choices=sorted(_POLICIES), default="lru")
+    options = parser.parse_args(arguments)
+    try:
+        soak(options.ops, seed=options.seed, policy=options.policy)
+    except AssertionError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
