@@ -1,0 +1,271 @@
+"""`GrammarSpec`, what may be said, and `Grammar`, the same bound to a vocabulary."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from infercore.constrained import _compiled as c
+from infercore.constrained.bitmask import words_of
+from infercore.constrained.limits import Limits
+from infercore.constrained.machine import Machine
+from infercore.constrained.vocabulary import Vocabulary
+
+FINAL = 0
+"""The state after an end token: only end tokens may follow."""
+
+_RECORDED = 1 << 40  # states above: a config, and the bytes of the undeclared key that is being written
+
+
+@dataclass(frozen=True)
+class GrammarSpec:
+    """What `regex`, `json_schema`, `choices` and `tool_calls` return: a grammar without a vocabulary. Hashable.
+
+    Attributes:
+        kind: name of the function that made it.
+        source: canonical text of its arguments; equal specs have equal kind and source.
+    """
+
+    kind: str
+    source: str
+
+    def bind(self, vocabulary: Vocabulary, *, limits: Limits | None = None) -> "Grammar":
+        """The grammar over a vocabulary's tokens. Nothing is computed ahead but the first state.
+
+        Raises: GrammarError where the grammar cannot be enforced; GrammarLimitError where it passes a limit.
+        """
+        from infercore.constrained.lower import lower
+
+        machine = Machine(limits or Limits())
+        return Grammar(vocabulary, machine, lower(self, machine), self)
+
+
+class Grammar:
+    """Which tokens may come next, by integer states: to fork, to roll back, to search costs nothing.
+
+    States stay valid for the life of the grammar. Masks are computed at a state's first visit and kept, the least
+    recently used given up first. Not thread-safe; one lock per grammar is enough.
+
+    Attributes:
+        vocabulary: whose tokens.
+        start: the state before the first token.
+        spec: what this was bound from.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, machine: Machine, entry: int, spec: GrammarSpec | None = None) -> None:
+        self.vocabulary = vocabulary
+        self.machine = machine
+        self.spec = spec
+        self.resolve_key: Callable[[int, bytes], int] | None = getattr(machine, "resolve_key", None)
+        self._path = np.zeros(vocabulary.max_token_size + 2, np.int32)
+        self._masks: dict[int, npt.NDArray[np.uint32]] = {}
+        self._max_masks = max(machine.limits.max_mask_bytes // (4 * vocabulary.num_words), 4)
+        self._next: dict[tuple[int, int], int] = {}
+        self._recorded: list[tuple[int, bytes]] = []
+        self._recorded_ids: dict[tuple[int, bytes], int] = {}
+        self._forced: dict[int, npt.NDArray[np.int32]] = {}
+        self._eos = frozenset(vocabulary.eos_token_ids)
+        config = machine.start(entry)
+        self.start = self._state(config, b"")
+
+    # The contract ----------------------------------------------------------------------------------------------------
+
+    def advance(self, state: int, token_id: int) -> int:
+        """State after one more token; -1 where the grammar refuses it. An end token leads to a final state.
+
+        Cost: a dictionary lookup for what was asked before, else about 3 µs.
+        """
+        key = (state, token_id)
+        after = self._next.get(key)
+        if after is None:
+            if len(self._next) > 1_000_000:
+                self._next.clear()
+            after = self._next[key] = self._advance(state, token_id)
+        return after
+
+    def fill_bitmask(self, states: Sequence[int], bitmask: Tensor | npt.NDArray[np.int32]) -> None:
+        """Write the allowed tokens of each state to the rows of `bitmask`, int32 [>= len(states), words] on the CPU.
+
+        Cost: a copy per state whose mask is kept; else 3 to 500 µs.
+        """
+        words = words_of(bitmask, len(states), self.vocabulary.vocab_size)
+        for row, state in enumerate(states):
+            words[row] = self._mask(state)
+
+    def is_accepting(self, state: int) -> bool:
+        """Whether an end token may come next."""
+        return state == FINAL or self.machine.accepts(self._config(state))
+
+    def is_finished(self, state: int) -> bool:
+        """Whether nothing but an end token may come next."""
+        if state == FINAL:
+            return True
+        config = self._config(state)
+        return self.machine.accepts(config) and not self.machine.row(config).any()
+
+    def forced_tokens(self, state: int) -> npt.NDArray[np.int32]:
+        """The tokens that must come next, int32, perhaps none.
+
+        Text that the grammar forces is tokenised as the vocabulary's `encode` would, and trailing tokens are dropped
+        while a longer token could span the end of the forced text: so a model that follows never sees tokens it would
+        not have produced. Without `encode`, a token is forced where the mask allows exactly one. Where only the end
+        may follow, the first end token is forced. A backslash that merely respells a character does not count as a
+        choice.
+        """
+        forced = self._forced.get(state)
+        if forced is None:
+            if len(self._forced) > 100_000:
+                self._forced.clear()
+            forced = self._forced[state] = self._compute_forced(state)
+        return forced
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    def _config(self, state: int) -> int:
+        return self._recorded[state - _RECORDED][0] if state >= _RECORDED else state
+
+    def _state(self, config: int, key_text: bytes) -> int:
+        if not self.machine.tables.status[config] & c.RECORDS:
+            return config
+        key = (config, key_text)
+        state = self._recorded_ids.get(key)
+        if state is None:
+            state = self._recorded_ids[key] = _RECORDED + len(self._recorded)
+            self._recorded.append(key)
+        return state
+
+    def _advance(self, state: int, token_id: int) -> int:
+        if token_id in self._eos:
+            return FINAL if self.is_accepting(state) else -1
+        if state == FINAL or not 0 <= token_id < len(self.vocabulary.token_arrays):
+            return -1
+        data = self.vocabulary.token_arrays[token_id]
+        return self.advance_bytes(state, data) if data.size else -1
+
+    def advance_bytes(self, state: int, data: npt.NDArray[np.uint8]) -> int:
+        """State after more bytes of text; -1 where they are refused."""
+        if state == FINAL:
+            return FINAL if data.size == 0 else -1
+        config, key_text = self._recorded[state - _RECORDED] if state >= _RECORDED else (state, b"")
+        machine = self.machine
+        at = 0
+        while at < data.size:
+            recording = bool(machine.tables.status[config] & c.RECORDS)
+            begin = at
+            stop = c.RECORDS | c.PENDING
+            config, at = machine.step(config, data, at, stop)
+            if config == 0:
+                return -1
+            status = machine.tables.status[config]
+            if recording:
+                key_text += data[begin:at].tobytes()
+            elif status & c.RECORDS:
+                key_text = b""
+            if status & c.PENDING:
+                assert self.resolve_key is not None
+                config = self.resolve_key(config, key_text[:-1])
+                if config == 0:
+                    return -1
+            if not machine.tables.status[config] & c.RECORDS:
+                key_text = b""
+        return self._state(config, key_text)
+
+    def _mask(self, state: int) -> npt.NDArray[np.uint32]:
+        if state == FINAL:
+            return self.vocabulary.eos_mask
+        config = self._config(state)
+        masks = self._masks
+        mask = masks.get(config)
+        if mask is None:
+            mask = self._compute_mask(config)
+            if len(masks) >= self._max_masks:
+                for old in list(masks)[: len(masks) // 4 + 1]:
+                    del masks[old]
+            masks[config] = mask
+        return mask
+
+    def _compute_mask(self, config: int) -> npt.NDArray[np.uint32]:
+        vocabulary, machine = self.vocabulary, self.machine
+        self._path[0] = config
+        if machine.tables.status[config] & c.FREE:
+            mask = vocabulary.plain_mask.copy()
+            trie = vocabulary.suffix_trie if machine.tables.all_free[config] else vocabulary.rest_trie
+        else:
+            mask = np.zeros(vocabulary.num_words, np.uint32)
+            trie = vocabulary.trie
+        machine.walk(trie, self._path, mask)
+        if machine.accepts(config):
+            mask |= vocabulary.eos_mask
+        return mask
+
+    def _compute_forced(self, state: int) -> npt.NDArray[np.int32]:
+        if self.is_finished(state):
+            return np.array(self.vocabulary.eos_token_ids[:1], np.int32)
+        encode = self.vocabulary.encode
+        if encode is None:
+            mask = self._mask(state)
+            if int(np.bitwise_count(mask).sum()) != 1:
+                return np.empty(0, np.int32)
+            word = int(np.flatnonzero(mask)[0])
+            return np.array([word * 32 + int(mask[word]).bit_length() - 1], np.int32)
+        text, after = self._forced_bytes(state)
+        return self._canonical_tokens(state, text, after)
+
+    def _forced_bytes(self, state: int, limit: int = 4096) -> tuple[bytes, int]:
+        """Bytes that must follow, and the state behind them."""
+        machine = self.machine
+        text = bytearray()
+        while len(text) < limit:
+            byte = machine.forced_byte(self._config(state))
+            if byte < 0:
+                break
+            after = self.advance_bytes(state, np.array([byte], np.uint8))
+            if after < 0:
+                break
+            text.append(byte)
+            state = after
+        return bytes(text), state
+
+    def _canonical_tokens(self, state: int, text: bytes, after: int) -> npt.NDArray[np.int32]:
+        """Tokens of `text` that stay the same whatever may follow it."""
+        if not text:
+            return np.empty(0, np.int32)
+        encode = self.vocabulary.encode
+        assert encode is not None
+        try:
+            decoded = text.decode()
+        except UnicodeDecodeError as error:
+            text = text[: error.start]
+            decoded = text.decode()
+        tokens = [int(token) for token in encode(decoded)]
+        pieces = [
+            self.vocabulary.token_bytes[token] if token < len(self.vocabulary.token_bytes) else None for token in tokens
+        ]
+        if b"".join(piece or b"" for piece in pieces) != text:
+            return np.empty(
+                0, np.int32
+            )  # the tokenizer adds or changes something (a leading space, say): force nothing
+        starts = np.cumsum([0, *(len(piece or b"") for piece in pieces)]).tolist()
+        while tokens and self._spanned(state, text, starts[len(tokens) - 1], after):
+            tokens.pop()
+        return np.array(tokens, np.int32)
+
+    def _spanned(self, state: int, text: bytes, start: int, after: int) -> bool:
+        """Whether a token from `start` could reach past the end of `text` and be allowed."""
+        vocabulary = self.vocabulary
+        tail = text[start:]
+        if self.is_finished(after):
+            return False
+        before = self.advance_bytes(state, np.frombuffer(text[:start], np.uint8))
+        if before < 0:
+            return True
+        low, high = vocabulary.range_with_prefix(tail)
+        if high <= low:
+            return False
+        mask = self._mask(before)
+        return any(
+            len(vocabulary.token_bytes[i] or b"") > len(tail) and mask[i >> 5] >> np.uint32(i & 31) & 1
+            for i in vocabulary.sorted_ids[low:high]
+        )

@@ -1,0 +1,17 @@
+"""From a `GrammarSpec` to the first state of a machine."""
+
+import json
+
+from infercore.constrained.grammar import GrammarSpec
+from infercore.constrained.machine import Machine
+from infercore.constrained.regex import RegexStates, full_match
+
+
+def lower(spec: GrammarSpec, machine: Machine) -> int:
+    """State that reads what `spec` describes and then returns."""
+    if spec.kind == "regex":
+        return RegexStates(machine).state(full_match(spec.source), machine.ret())
+    if spec.kind == "choices":
+        end = machine.ret()
+        return machine.node(free=[machine.literal(text.encode(), end) for text in json.loads(spec.source)])
+    raise AssertionError(f"no grammar of kind {spec.kind}")

@@ -1,0 +1,400 @@
+"""`Machine`: owns the arrays of the lazy pushdown, grows them, and expands stubs when the compiled loops ask for it.
+
+Grammar frontends build states with the verbs below (`literal`, `node`, `call`, `ret`, `stub`, `string`); a stub is a
+Python function that is called when a config first contains the state, and then defines it. So nothing is built that no
+mask and no output has reached. States may refer to one another in any order, which gives recursion.
+"""
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from infercore.constrained import _compiled as c
+from infercore.constrained.limits import Limits
+from infercore.errors import GrammarLimitError
+
+Expander = Callable[[int], None]
+"""Defines the stub state it is given, through `Machine.define_*`."""
+
+
+class Tables(NamedTuple):
+    """The arrays, as compiled loops see them."""
+
+    header: npt.NDArray[np.int64]  # counters and requests, see `_compiled.py`
+    node: npt.NDArray[np.int32]  # [states, 5] kind and four columns
+    native_key: npt.NDArray[np.int32]  # [states, 5] what a state made by compiled code stands for
+    native_hash: npt.NDArray[np.int32]  # open addressing over `native_key`
+    pending: npt.NDArray[np.uint8]  # [states] 1: an undeclared key has just ended here, its text is not yet known
+    edges: npt.NDArray[np.int32]  # [edges, 3] first byte, last byte, target
+    free: npt.NDArray[np.int32]  # [free moves] target
+    specs: npt.NDArray[np.int32]  # [specs, 6] of JSON strings
+    stacks: npt.NDArray[np.int32]  # [stacks, 3] return state, stack below, depth; stack 0 is empty
+    stack_hash: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]  # [configs, 256] next config, 0 = refused
+    status: npt.NDArray[np.uint8]  # [configs] bits
+    all_free: npt.NDArray[np.uint8]  # [configs] 1: every pair is inside an unbounded JSON string
+    pairs_at: npt.NDArray[np.int64]  # [configs + 1] where a config's pairs begin
+    pairs: npt.NDArray[np.int64]  # state << 32 | stack, sorted within a config
+    config_hash: npt.NDArray[np.int32]
+    work: npt.NDArray[np.int64]
+    pairs_out: npt.NDArray[np.int64]
+    seen: npt.NDArray[np.int64]
+    seen_stamp: npt.NDArray[np.int64]
+    marks: npt.NDArray[np.uint8]
+
+
+class Machine:
+    """States on demand, configs on demand.
+
+    Args:
+        limits: bounds on states, configs, depth and the seconds of one call.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._expanders: dict[int, Expander] = {}
+        self._row_makers: dict[int, Callable[[int], Sequence[int]]] = {}
+        self.key_done: dict[int, Callable[[int, int], None]] = {}  # string spec -> expander (state, text config)
+        self.num_edges = self.num_free = self.num_specs = 0
+        self._free_lists: dict[tuple[int, ...], int] = {}
+        self.tables = Tables(
+            header=np.zeros(c.HEADER_SIZE, np.int64),
+            node=np.zeros((1024, 5), np.int32),
+            native_key=np.full((1024, 5), -1, np.int32),
+            native_hash=np.full(2048, -1, np.int32),
+            pending=np.zeros(1024, np.uint8),
+            edges=np.zeros((512, 3), np.int32),
+            free=np.zeros(1024, np.int32),
+            specs=np.zeros((64, 6), np.int32),
+            stacks=np.zeros((512, 3), np.int32),
+            stack_hash=np.full(1024, -1, np.int32),
+            rows=np.zeros((256, 256), np.int32),
+            status=np.zeros(256, np.uint8),
+            all_free=np.zeros(256, np.uint8),
+            pairs_at=np.zeros(257, np.int64),
+            pairs=np.zeros(2048, np.int64),
+            config_hash=np.full(512, -1, np.int32),
+            work=np.zeros(1024, np.int64),
+            pairs_out=np.zeros(1024, np.int64),
+            seen=np.zeros(2048, np.int64),
+            seen_stamp=np.zeros(2048, np.int64),
+            marks=np.zeros(257, np.uint8),
+        )
+        header = self.tables.header
+        header[c.NUM_STATES] = header[c.NUM_CONFIGS] = header[c.NUM_STACKS] = (
+            1  # 0: dead state, dead config, empty stack
+        )
+        header[c.MAX_DEPTH] = limits.max_depth
+        self.tables.status[0] = c.KNOWN
+
+    # Building states -------------------------------------------------------------------------------------------------
+
+    def new_states(self, count: int) -> int:
+        """First of `count` consecutive undefined states."""
+        header = self.tables.header
+        first = int(header[c.NUM_STATES])
+        while first + count > self.tables.node.shape[0]:
+            self._grow_states()
+        header[c.NUM_STATES] = first + count
+        return first
+
+    def stub(self, expander: Expander) -> int:
+        """A state that `expander` defines at its first visit."""
+        state = self.new_states(1)
+        self._expanders[state] = expander
+        return state
+
+    def literal(self, text: bytes, then: int) -> int:
+        """First state of a chain that reads `text` and goes on at `then`."""
+        if not text:
+            return then
+        first = self.new_states(len(text) + 1)
+        node = self.tables.node
+        node[first : first + len(text), 0] = c.LIT
+        node[first : first + len(text), 1] = np.frombuffer(text, np.uint8)
+        self.define(first + len(text), free=[then])
+        return first
+
+    def node(self, edges: Sequence[tuple[int, int, int]] = (), free: Sequence[int] = ()) -> int:
+        """A state with byte edges (first, last, target) and free moves."""
+        state = self.new_states(1)
+        self.define(state, edges, free)
+        return state
+
+    def define(self, state: int, edges: Sequence[tuple[int, int, int]] = (), free: Sequence[int] = ()) -> None:
+        """Turn a stub, or an undefined state, into one with these edges and free moves."""
+        edge_at, free_at = self.num_edges, self.num_free
+        if edges:
+            if edge_at + len(edges) > self.tables.edges.shape[0]:
+                self._replace(edges=_longer(self.tables.edges, edge_at + len(edges)))
+            self.tables.edges[edge_at : edge_at + len(edges)] = edges
+            self.num_edges += len(edges)
+        if free:
+            if free_at + len(free) > self.tables.free.shape[0]:
+                self._replace(free=_longer(self.tables.free, free_at + len(free)))
+            self.tables.free[free_at : free_at + len(free)] = free
+            self.num_free += len(free)
+        self.tables.node[state] = (c.NODE, edge_at, len(edges), free_at, len(free))
+
+    def call(self, entry: int, then: int) -> int:
+        """A state that runs what starts at `entry` up to its `ret`, then goes on at `then`."""
+        state = self.new_states(1)
+        self.tables.node[state] = (c.CALL, entry, then, 0, 0)
+        return state
+
+    def ret(self, label: int = 0) -> int:
+        """A state that returns to the caller; on an empty stack the config accepts, with `label`."""
+        state = self.new_states(1)
+        self.tables.node[state] = (c.RET, label, 0, 0, 0)
+        return state
+
+    def string_spec(
+        self,
+        *,
+        close: int,
+        any_text: int = 0,
+        min_length: int = 0,
+        max_length: int | None = None,
+        record: bool = False,
+        key_done: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """What a JSON string must be: length in code points, and where its closing quote leads.
+
+        Args:
+            close: state after the closing quote, or -1: `key_done(state, text_config)` defines a state for each text.
+            any_text: config that stands for any text at all, so that masks may use slices; 0: none.
+            record: outputs remember the text so far while they are inside this string.
+        """
+        index = self.num_specs
+        if index == self.tables.specs.shape[0]:
+            self._replace(specs=_longer(self.tables.specs, index + 1))
+        limit = -1 if max_length is None else min(max_length, 2**31 - 1)
+        self.tables.specs[index] = (min(min_length, 2**31 - 1), limit, close, record, any_text, 0)
+        self.num_specs += 1
+        if key_done is not None:
+            self.key_done[index] = key_done
+        return index
+
+    def string_body(self, spec: int, text: int) -> int:
+        """State after the opening quote of a JSON string whose decoded text is read by config `text`."""
+        return self._run(lambda: int(c.native_state(self.tables, c.STRING, spec, text, 0, 0)))
+
+    def config_from_rows(self, row_maker: Callable[[int], Sequence[int]], *, accepts: bool) -> int:
+        """A config whose row Python computes: `row_maker(config)` gives 256 next configs when it is asked for."""
+        while self.tables.header[c.NUM_CONFIGS] + 1 >= self.tables.rows.shape[0]:
+            self._grow_configs()
+        config = int(self.tables.header[c.NUM_CONFIGS])
+        self.tables.header[c.NUM_CONFIGS] = config + 1
+        self.tables.pairs_at[config + 1] = self.tables.pairs_at[config]
+        self.tables.status[config] = c.FROM_PYTHON | (c.ACCEPTS if accepts else 0)
+        self._row_makers[config] = row_maker
+        return config
+
+    # Running ---------------------------------------------------------------------------------------------------------
+
+    def start(self, state: int) -> int:
+        """Config of `state` with an empty stack."""
+        return self._run(lambda: int(c.start_config(self.tables, state)))
+
+    def row(self, config: int) -> npt.NDArray[np.int32]:
+        """Next config for each byte, 0 where refused."""
+        self._run(lambda: int(c.ensure_row(self.tables, config)))
+        return self.tables.rows[config]
+
+    def accepts(self, config: int) -> bool:
+        return bool(self.tables.status[config] & c.ACCEPTS)
+
+    def pairs(self, config: int) -> list[tuple[int, int]]:
+        """(state, stack) pairs of a config."""
+        begin, end = self.tables.pairs_at[config : config + 2]
+        return [(item >> 32, item & 0xFFFFFFFF) for item in self.tables.pairs[begin:end].tolist()]
+
+    def labels(self, config: int) -> set[int]:
+        """Labels of the accepting states in a config."""
+        node = self.tables.node
+        return {int(node[s, 1]) for s, stack in self.pairs(config) if stack == 0 and node[s, 0] == c.RET}
+
+    def intern(self, pairs: Sequence[tuple[int, int]]) -> int:
+        """Config of these pairs, which must be closed under free moves."""
+        items = sorted({(state << 32) | stack for state, stack in pairs})
+        while len(items) > self.tables.pairs_out.shape[0]:
+            self._grow_work()
+
+        def step() -> int:
+            self.tables.pairs_out[: len(items)] = items
+            return int(c.intern_pairs(self.tables, len(items)))
+
+        return self._run(step)
+
+    def step(self, config: int, data: npt.NDArray[np.uint8], begin: int, stop_mask: int) -> tuple[int, int]:
+        """Config after the bytes from `begin` on, and how many were read; stops early at a config with such a bit."""
+        deadline = 0.0
+        header = self.tables.header
+        while (after := int(c.step_bytes(self.tables, config, data, begin, stop_mask))) == c.NEED:
+            config, begin = int(header[c.NEED_CONFIG]), int(header[c.POSITION])
+            deadline = self.serve(deadline)
+        return after, int(header[c.POSITION])
+
+    def walk(
+        self,
+        trie: tuple[npt.NDArray[np.generic], ...],
+        path: npt.NDArray[np.int32],
+        bitmask: npt.NDArray[np.uint32],
+    ) -> None:
+        """Set in `bitmask` what config path[0] allows of `trie`."""
+        begin, deadline = 0, 0.0
+        while c.walk_trie(self.tables, trie, begin, path, bitmask) == c.NEED:
+            begin = int(self.tables.header[c.POSITION])
+            deadline = self.serve(deadline)
+
+    def forced_byte(self, config: int) -> int:
+        """The one byte that may follow, -1 if there is a choice or the config accepts."""
+        deadline = 0.0
+        while (byte := int(c.forced_byte(self.tables, config))) == -2:
+            deadline = self.serve(deadline)
+        return byte
+
+    def _run(self, function: Callable[[], int]) -> int:
+        deadline = 0.0
+        while (result := function()) == c.NEED:
+            deadline = self.serve(deadline)
+        return result
+
+    def serve(self, deadline: float) -> float:
+        """Do what compiled code asked for. `deadline` is 0 in the first call of an operation, then what this returned.
+
+        Raises: GrammarLimitError where that would pass a limit.
+        """
+        now = monotonic()
+        if not deadline:
+            deadline = now + self.limits.max_seconds
+        elif now > deadline:
+            raise GrammarLimitError(
+                f"one step of this grammar takes more than {self.limits.max_seconds} s; simplify it, or raise "
+                "Limits(max_seconds=...)"
+            )
+        header = self.tables.header
+        what, arg = int(header[c.NEED_WHAT]), int(header[c.NEED_ARG])
+        if what == c.EXPAND:
+            self._expand(arg)
+        elif what == c.PYTHON_ROW:
+            if arg in self._row_makers and not self.tables.status[arg] & c.KNOWN:
+                row = self._row_makers.pop(arg)(arg)
+                self.tables.rows[arg] = row
+                self.tables.status[arg] |= c.KNOWN
+            else:
+                self.row(arg)
+        elif what == c.GROW_STATES:
+            self._grow_states()
+        elif what == c.GROW_CONFIGS:
+            self._grow_configs()
+        elif what == c.GROW_STACKS:
+            stacks = _longer(self.tables.stacks, 2 * self.tables.stacks.shape[0])
+            count = int(header[c.NUM_STACKS])
+            table = np.full(2 * stacks.shape[0], -1, np.int32)
+            keys = stacks[:count, 0].astype(np.int64) * 1000003 + stacks[:count, 1].astype(np.int64) * 7919
+            _rehash(table, (keys + (stacks[:count, 1].astype(np.int64) >> 7)).tolist(), range(1, count), first=1)
+            self._replace(stacks=stacks, stack_hash=table)
+        elif what == c.GROW_PAIRS:
+            self._replace(pairs=_longer(self.tables.pairs, 2 * self.tables.pairs.shape[0] + arg))
+        elif what == c.GROW_WORK:
+            self._grow_work()
+        else:
+            raise GrammarLimitError(
+                f"the output would be nested more than {self.limits.max_depth} deep, or the schema refers to itself "
+                "without end; raise Limits(max_depth=...)"
+            )
+        return deadline
+
+    def _expand(self, state: int) -> None:
+        expander = self._expanders.pop(state, None)
+        if expander is not None:
+            expander(state)
+            return
+        kind, spec, text = self.tables.native_key[state, :3].tolist()
+        if kind != c.STUB:
+            raise AssertionError(f"state {state} was never defined")
+        self.key_done[spec](state, text)
+
+    def _grow_states(self) -> None:
+        tables = self.tables
+        size = 2 * tables.node.shape[0]
+        if size > 2 * self.limits.max_states:
+            raise GrammarLimitError(
+                f"the grammar needs more than {self.limits.max_states} states; simplify it, or raise Limits(max_states=...)"
+            )
+        native = _longer(tables.native_key, size, fill=-1)
+        table = np.full(2 * size, -1, np.int32)
+        states = np.flatnonzero(native[:, 0] >= 0)
+        k = native[states].astype(np.int64)
+        keys = k[:, 1] * 1000003 + k[:, 2] * 7919 + k[:, 3] * 104729 + k[:, 4] * 31 + k[:, 0]
+        keys ^= keys >> 15
+        _rehash(table, keys.tolist(), states.tolist())
+        self._replace(
+            node=_longer(tables.node, size), native_key=native, native_hash=table, pending=_longer(tables.pending, size)
+        )
+
+    def _grow_configs(self) -> None:
+        tables = self.tables
+        size = 2 * tables.rows.shape[0]
+        if size > 2 * self.limits.max_configs:
+            raise GrammarLimitError(
+                f"the grammar needs more than {self.limits.max_configs} configs; simplify it, or raise "
+                "Limits(max_configs=...)"
+            )
+        count = int(tables.header[c.NUM_CONFIGS])
+        table = np.full(2 * size, -1, np.int32)
+        mask = table.shape[0] - 1
+        for config in range(1, count):
+            begin, end = tables.pairs_at[config : config + 2].tolist()
+            if begin == end:
+                continue
+            key = end - begin
+            for item in tables.pairs[begin:end].tolist():
+                key = ((key ^ (item >> 32) ^ (item << 13)) & 0x7FFFFFFF) * 1000003
+                key ^= key >> 15
+            slot = key & mask
+            while table[slot] >= 0:
+                slot = (slot + 1) & mask
+            table[slot] = config
+        self._replace(
+            rows=_longer(tables.rows, size),
+            status=_longer(tables.status, size),
+            all_free=_longer(tables.all_free, size),
+            pairs_at=_longer(tables.pairs_at, size + 1),
+            config_hash=table,
+        )
+
+    def _grow_work(self) -> None:
+        size = 2 * self.tables.work.shape[0]
+        if size > 2 * self.limits.max_configs:
+            raise GrammarLimitError("one config of the grammar holds too many states; simplify it")
+        self._replace(
+            work=np.zeros(size, np.int64),
+            pairs_out=np.zeros(size, np.int64),
+            seen=np.zeros(2 * size, np.int64),
+            seen_stamp=np.zeros(2 * size, np.int64),
+        )
+
+    def _replace(self, **arrays: npt.NDArray[np.generic]) -> None:
+        self.tables = self.tables._replace(**arrays)  # type: ignore[arg-type]
+
+
+def _longer(array: npt.NDArray[np.generic], rows: int, *, fill: int = 0) -> npt.NDArray[np.generic]:
+    rows = max(rows, 2 * array.shape[0])
+    longer = np.empty((rows, *array.shape[1:]), array.dtype)
+    longer[: array.shape[0]] = array
+    longer[array.shape[0] :] = fill
+    return longer
+
+
+def _rehash(table: npt.NDArray[np.int32], keys: list[int], values: Sequence[int], *, first: int = 0) -> None:
+    mask = table.shape[0] - 1
+    for index, value in enumerate(values, first):
+        slot = keys[index] & mask
+        while table[slot] >= 0:
+            slot = (slot + 1) & mask
+        table[slot] = value

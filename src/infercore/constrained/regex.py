@@ -1,0 +1,220 @@
+"""From the tree of a pattern to states of a machine, each part built when it is first reached.
+
+The states are the positions of the pattern with what must follow (Antimirov's partial derivatives), so a bounded repeat
+costs one state per count that some output has reached, not one per count that it might reach.
+Source: V. Antimirov, "Partial derivatives of regular expressions", TCS 155 (1996).
+"""
+
+from collections.abc import Callable
+
+from infercore.constrained.machine import Machine
+from infercore.constrained.regex_syntax import (
+    ALL,
+    EMPTY,
+    NEVER,
+    Alternate,
+    Anchor,
+    Chars,
+    Concat,
+    Look,
+    Node,
+    Repeat,
+    parse,
+)
+from infercore.constrained.utf8 import byte_sequences
+from infercore.errors import RegexSyntaxError
+
+ANY_TEXT = Repeat(Chars(ALL), 0, None)
+
+
+class RegexStates:
+    """Turns trees into states of one machine; equal parts with equal continuations share states."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._states: dict[tuple[int, int], int] = {}
+        self._keep: list[Node] = []  # so that an id in `_states` stays unique
+
+    def state(self, node: Node, then: int) -> int:
+        """State from which the text of `node` leads to state `then`."""
+        key = (id(node), then)
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = self._build(node, then)
+            self._keep.append(node)
+        return state
+
+    def _build(self, node: Node, then: int) -> int:
+        machine = self.machine
+        if isinstance(node, Chars):
+            return self._chars(node, then)
+        if isinstance(node, Concat):
+            for part in reversed(node.parts):
+                then = self.state(part, then)
+            return then
+        if isinstance(node, Alternate):
+            return machine.stub(lambda s: machine.define(s, free=[self.state(option, then) for option in node.options]))
+        if isinstance(node, Repeat):
+            return machine.stub(self._repeat(node, then))
+        raise AssertionError(f"{node} should have been resolved before")
+
+    def _chars(self, node: Chars, then: int) -> int:
+        machine = self.machine
+        sequences = byte_sequences(node.ranges)
+        if not sequences:
+            return machine.node()
+        if len(sequences) > 12 and then != 0:
+            # a large class is built once and called, so that it costs one state per use
+            return machine.call(self.state(node, 0), then)
+        if then == 0:
+            then = machine.ret()
+        return self._sequences(list(sequences), then)
+
+    def _sequences(self, sequences: list[tuple[tuple[int, int], ...]], then: int) -> int:
+        """A trie over the byte ranges, equal tails shared."""
+        machine = self.machine
+        shared: dict[tuple[tuple[tuple[int, int], ...], ...], int] = {}
+
+        def build(tails: tuple[tuple[tuple[int, int], ...], ...]) -> int:
+            if tails == ((),):
+                return then
+            if tails not in shared:
+                groups: dict[tuple[int, int], list[tuple[tuple[int, int], ...]]] = {}
+                for tail in tails:
+                    groups.setdefault(tail[0], []).append(tail[1:])
+                shared[tails] = machine.node([(*first, build(tuple(rest))) for first, rest in groups.items()])
+            return shared[tails]
+
+        return build(tuple(sequences))
+
+    def _repeat(self, node: Repeat, then: int) -> Callable[[int], None]:
+        def expand(state: int) -> None:
+            low, high = node.low, node.high
+            if high == 0:
+                self.machine.define(state, free=[then])
+            elif high is None and low == 0:
+                self.machine.define(state, free=[self.state(node.part, state), then])
+            else:
+                fewer = Repeat(node.part, max(low - 1, 0), None if high is None else high - 1)
+                again = self.state(node.part, self._shared_repeat(fewer, then))
+                self.machine.define(state, free=[again] if low > 0 else [again, then])
+
+        return expand
+
+    def _shared_repeat(self, node: Repeat, then: int) -> int:
+        key = (id(node.part), node.low, node.high, then)
+        if key not in self._repeats:
+            self._repeats[key] = self.machine.stub(self._repeat(node, then))
+            self._keep.append(node)
+        return self._repeats[key]
+
+    @property
+    def _repeats(self) -> dict[tuple[int, int, int | None, int], int]:
+        return self.__dict__.setdefault("_repeat_states", {})  # type: ignore[no-any-return]
+
+
+def full_match(pattern: str) -> Node:
+    """The tree of texts that `pattern` matches from end to end, as `re.fullmatch` does, anchors resolved."""
+    return resolve_anchors(parse(pattern), pattern)
+
+
+def search_match(pattern: str) -> Node:
+    """The tree of texts that contain a match of `pattern` in JSON Schema's dialect, anchors resolved."""
+    return resolve_anchors(Concat((ANY_TEXT, parse(pattern, ecma=True), ANY_TEXT)), pattern)
+
+
+def resolve_anchors(node: Node, pattern: str) -> Node:
+    """`node` without anchors, for a text that begins and ends where the pattern does.
+
+    Raises: RegexSyntaxError for look-around and word boundaries, which this tree cannot hold.
+    """
+    if _has(node, Look) or _has_kind(node, "word") or _has_kind(node, "not word"):
+        raise RegexSyntaxError("look-around and word boundaries are not supported here", pattern=pattern, position=0)
+    return _resolve(_resolve(node, "start", True), "end", True)
+
+
+def _has(node: Node, kind: type) -> bool:
+    if isinstance(node, kind):
+        return True
+    if isinstance(node, Concat):
+        return any(_has(part, kind) for part in node.parts)
+    if isinstance(node, Alternate):
+        return any(_has(option, kind) for option in node.options)
+    return isinstance(node, Repeat) and _has(node.part, kind)
+
+
+def _has_kind(node: Node, kind: str) -> bool:
+    if isinstance(node, Anchor):
+        return node.kind == kind
+    if isinstance(node, Concat):
+        return any(_has_kind(part, kind) for part in node.parts)
+    if isinstance(node, Alternate):
+        return any(_has_kind(option, kind) for option in node.options)
+    return isinstance(node, Repeat) and _has_kind(node.part, kind)
+
+
+def nullable(node: Node) -> bool:
+    """Whether the empty text matches; an anchor counts as empty."""
+    if isinstance(node, Chars):
+        return False
+    if isinstance(node, Concat):
+        return all(nullable(part) for part in node.parts)
+    if isinstance(node, Alternate):
+        return any(nullable(option) for option in node.options)
+    if isinstance(node, Repeat):
+        return node.low == 0 or nullable(node.part)
+    return True
+
+
+def _resolve(node: Node, kind: str, here: bool) -> Node:
+    """Replace anchors of `kind`; `here`: `node` stands at that end of the text.
+
+    An anchor further in holds exactly where all that stands before it (behind it, for "end") matched nothing.
+    """
+    if not _has_kind(node, kind):
+        return node
+    if isinstance(node, Anchor):
+        return EMPTY if here else NEVER
+    if isinstance(node, Alternate):
+        options = [_resolve(option, kind, here) for option in node.options]
+        options = [option for option in options if option != NEVER]
+        return options[0] if len(options) == 1 else Alternate(tuple(options))
+    if isinstance(node, Repeat):
+        inner = _resolve(node.part, kind, False)
+        rest = Repeat(inner, max(node.low - 1, 0), None if node.high is None else max(node.high - 1, 0))
+        if not here:
+            return (
+                EMPTY
+                if inner == NEVER and node.low == 0
+                else NEVER
+                if inner == NEVER
+                else Repeat(inner, node.low, node.high)
+            )
+        edge = _resolve(node.part, kind, True)
+        if nullable(edge):
+            rest = Repeat(rest.part, 0, rest.high)
+        once = _concat((edge, rest) if kind == "start" else (rest, edge))
+        return Alternate((EMPTY, once)) if node.low == 0 else once
+    assert isinstance(node, Concat)
+    parts = node.parts if kind == "start" else node.parts[::-1]
+    options = []
+    before_empty = True
+    for i, part in enumerate(parts):
+        if i == 0 or _has_kind(part, kind):
+            if before_empty and (i == 0 or here):
+                tail = [_resolve(other, kind, False) for other in parts[i + 1 :]]
+                options.append(_ordered([_resolve(part, kind, here), *tail], kind))
+        before_empty = before_empty and nullable(part)
+    options = [option for option in dict.fromkeys(options) if option != NEVER]
+    return options[0] if len(options) == 1 else Alternate(tuple(options))
+
+
+def _ordered(parts: list[Node], kind: str) -> Node:
+    return _concat(tuple(parts) if kind == "start" else tuple(reversed(parts)))
+
+
+def _concat(parts: tuple[Node, ...]) -> Node:
+    if NEVER in parts or any(part == Chars(()) for part in parts):
+        return NEVER
+    flat = tuple(part for part in parts if part != EMPTY)
+    return flat[0] if len(flat) == 1 else Concat(flat)

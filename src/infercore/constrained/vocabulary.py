@@ -1,0 +1,207 @@
+"""`Vocabulary`: the bytes of every token, as tries that a mask is computed from."""
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infercore.constrained import _compiled as c
+
+Trie = tuple[npt.NDArray[np.generic], ...]
+
+
+class Vocabulary:
+    """Bytes per token id. Immutable; build one per tokenizer and share it: its tables take about 0.3 s for 128k tokens.
+
+    Args:
+        token_bytes: what each token stands for; None for special tokens, which are never text. Empty tokens are
+            never allowed.
+        eos_token_ids: tokens that end the output; allowed exactly where the grammar accepts.
+        vocab_size: rows of the model's embedding where that is more than `token_bytes`; the rest is masked.
+        encode: text to token ids without special tokens; used to find the canonical tokens of forced text. Without
+            it a token is forced only where it is the one allowed token.
+    Raises: ValueError if an end token is no id, or there is none; or `vocab_size` is smaller than the tokens.
+    """
+
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes | None],
+        *,
+        eos_token_ids: Sequence[int],
+        vocab_size: int | None = None,
+        encode: Callable[[str], list[int]] | None = None,
+    ) -> None:
+        self.vocab_size = len(token_bytes) if vocab_size is None else int(vocab_size)
+        if self.vocab_size < len(token_bytes):
+            raise ValueError(f"vocab_size is {vocab_size}, but there are {len(token_bytes)} tokens; pass at least that")
+        self.eos_token_ids = tuple(dict.fromkeys(int(i) for i in eos_token_ids))
+        if not self.eos_token_ids or not all(0 <= i < self.vocab_size for i in self.eos_token_ids):
+            raise ValueError(
+                f"eos_token_ids is {list(eos_token_ids)}, expected one or more ids from 0 to {self.vocab_size - 1}"
+            )
+        ends = set(self.eos_token_ids)
+        self.token_bytes = tuple(None if i in ends or not t else bytes(t) for i, t in enumerate(token_bytes))
+        self.encode = encode
+        flat = [t or b"" for t in self.token_bytes]
+        self._data = np.frombuffer(b"".join(flat), np.uint8)
+        self._ends = np.cumsum([len(t) for t in flat], dtype=np.int64)
+        self.num_words = -(-self.vocab_size // 32)
+        self.token_arrays = [np.frombuffer(t, np.uint8) for t in flat]
+        self.max_token_size = max((len(t) for t in flat), default=0)
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Any, vocab_size: int | None = None) -> "Vocabulary":
+        """The vocabulary of a Hugging Face tokenizer (fast or slow): byte-level BPE, or SentencePiece with byte fallback.
+
+        Args:
+            vocab_size: rows of the model's embedding (`model.config.vocab_size`), where it is more than the tokenizer's.
+        """
+        names: dict[str, int] = tokenizer.get_vocab()
+        size = max(names.values()) + 1
+        special = {int(i) for i in tokenizer.all_special_ids}
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        special |= {int(i) for i, token in added.items() if getattr(token, "special", False)}
+        plain = {int(i): str(token) for i, token in added.items() if int(i) not in special}
+        to_bytes = _byte_level if _is_byte_level(tokenizer, names) else _sentence_piece
+        token_bytes: list[bytes | None] = [None] * size
+        for name, index in names.items():
+            if index not in special:
+                token_bytes[index] = plain[index].encode() if index in plain else to_bytes(name)
+        eos = tokenizer.eos_token_id
+        if eos is None:
+            raise ValueError("the tokenizer has no eos_token_id; set one, or build a Vocabulary from token bytes")
+        if vocab_size is not None and vocab_size < size:
+            token_bytes = token_bytes[:vocab_size]
+        return cls(
+            token_bytes,
+            eos_token_ids=[eos] if isinstance(eos, int) else list(eos),
+            vocab_size=vocab_size,
+            encode=lambda text: list(tokenizer.encode(text, add_special_tokens=False)),
+        )
+
+    def __repr__(self) -> str:
+        return f"Vocabulary(vocab_size={self.vocab_size}, eos_token_ids={list(self.eos_token_ids)})"
+
+    @cached_property
+    def trie(self) -> Trie:
+        """Trie of all tokens."""
+        return self._trie_of(range(len(self.token_bytes)))
+
+    @cached_property
+    def rest_trie(self) -> Trie:
+        """Trie of the tokens that are not plain JSON text."""
+        return self._trie_of(np.flatnonzero(self.plain_length < 0).tolist())
+
+    @cached_property
+    def plain_length(self) -> npt.NDArray[np.int32]:
+        """Code points per token that is whole UTF-8 without quote, backslash or control characters; -1 for the others."""
+        lengths = np.full(len(self.token_bytes), -1, np.int32)
+        for i, token in enumerate(self.token_bytes):
+            if token:
+                prefix, length = plain_prefix(token)
+                if prefix == len(token):
+                    lengths[i] = length
+        return lengths
+
+    @cached_property
+    def plain_mask(self) -> npt.NDArray[np.uint32]:
+        """Words of the mask that allows the plain tokens."""
+        return self._mask_of(self.plain_length >= 0)
+
+    @cached_property
+    def suffix_trie(self) -> Trie:
+        """Trie of what follows the plain prefix of each token that is not plain; a node may hold many tokens."""
+        ids = np.flatnonzero(self.plain_length < 0).tolist()
+        suffixes = [(token[plain_prefix(token)[0] :], i) for i in ids if (token := self.token_bytes[i])]
+        data = np.frombuffer(b"".join(s for s, _ in suffixes), np.uint8)
+        ends = np.cumsum([len(s) for s, _ in suffixes], dtype=np.int64)
+        order = np.array(sorted(range(len(suffixes)), key=lambda j: suffixes[j][0]), np.int32)
+        byte, depth, skip, tokens_at, slots = c.build_trie(data, ends, order)
+        token_ids = np.array([i for _, i in suffixes], np.int32)[slots]
+        return byte, depth, skip, tokens_at, token_ids
+
+    @cached_property
+    def eos_mask(self) -> npt.NDArray[np.uint32]:
+        """Words of the mask that allows the end tokens only."""
+        mask = np.zeros(self.num_words, np.uint32)
+        for i in self.eos_token_ids:
+            mask[i >> 5] |= np.uint32(1 << (i & 31))
+        return mask
+
+    @cached_property
+    def sorted_ids(self) -> list[int]:
+        """Token ids in the order of their bytes; tokens without text left out."""
+        tokens = self.token_bytes
+        return sorted((i for i, token in enumerate(tokens) if token), key=lambda i: tokens[i] or b"")
+
+    def range_with_prefix(self, prefix: bytes) -> tuple[int, int]:
+        """Slice of `sorted_ids` whose tokens begin with `prefix`."""
+        tokens = self.token_bytes
+        low = bisect_left(self.sorted_ids, prefix, key=lambda i: tokens[i] or b"")
+        high = bisect_left(
+            self.sorted_ids, prefix + b"\xff" * (self.max_token_size + 1), key=lambda i: tokens[i] or b""
+        )
+        return low, high
+
+    def _mask_of(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
+        padded = np.zeros(self.num_words * 32, np.bool_)
+        padded[: allowed.shape[0]] = allowed
+        return np.packbits(padded, bitorder="little").view(np.uint32).copy()
+
+    def _trie_of(self, token_ids: Sequence[int]) -> Trie:
+        tokens = self.token_bytes
+        order = sorted((i for i in token_ids if tokens[i]), key=lambda i: tokens[i] or b"")
+        return tuple(c.build_trie(self._data, self._ends, np.array(order, np.int32)))
+
+
+def plain_prefix(token: bytes) -> tuple[int, int]:
+    """Bytes and code points of the longest start of `token` that is whole UTF-8 and needs no escape in JSON."""
+    at = length = 0
+    while at < len(token):
+        lead = token[at]
+        size = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+        if lead < 0x20 or lead in (0x22, 0x5C):
+            break
+        if size > 1:
+            try:
+                token[at : at + size].decode()
+            except UnicodeDecodeError:
+                break
+        at += size
+        length += 1
+    return at, length
+
+
+def _is_byte_level(tokenizer: Any, names: dict[str, int]) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return "ByteLevel" in json.dumps(json.loads(backend.to_str()).get("decoder"))
+    return "<0x0A>" not in names and any(name.startswith("Ġ") for name in names)
+
+
+def _byte_level(name: str) -> bytes | None:
+    try:
+        return bytes(_BYTE_OF_CHARACTER[character] for character in name)
+    except KeyError:
+        return name.encode()
+
+
+def _sentence_piece(name: str) -> bytes | None:
+    if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        return bytes([int(name[3:5], 16)])
+    return name.replace("▁", " ").encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """The printable stand-ins for bytes that byte-level BPE vocabularies are written in."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(shown)]
+    table = {chr(byte): byte for byte in shown}
+    return table | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+_BYTE_OF_CHARACTER = _byte_characters()
