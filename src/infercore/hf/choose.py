@@ -1,7 +1,7 @@
 """From the logits of one packed forward to the next tokens of every request in it.
 
 Every row, of a decode step or of a draft node, is treated the same along its own path: penalties, the caller's
-processors, the grammar's mask, then the choice. Greedy rows without extras share one argmax.
+processors, the grammar's mask, then the choice. Rows without extras share one argmax, or one softmax.
 """
 
 from collections.abc import Sequence as Seq
@@ -45,11 +45,10 @@ class Turn:
 
     @property
     def is_plain(self) -> bool:
-        """Nothing but an argmax under a grammar's mask."""
+        """Nothing but a choice under a grammar's mask: all such rows of a step share their work."""
         request = self.state.request
         return (
             self.samples
-            and request.sampling.is_greedy
             and not request.sampling.has_penalties
             and not request.logits_processors
             and not request.keeps_rows
@@ -78,34 +77,50 @@ def choose(turns: Seq[Turn], logits: Float[Tensor, "rows vocab"]) -> list[Verdic
 def _choose_plain(
     turns: Seq[Turn], plain: list[int], logits: Tensor, outcome: list[Verdict | Exception | None]
 ) -> None:
-    shared = len({turns[i].first_row for i in plain}) < len(plain)  # forks of one prompt look at the same rows
-    total = sum(turns[i].num_rows for i in plain)
-    if total != logits.shape[0] or shared:
-        index = np.concatenate([np.arange(t.first_row, t.first_row + t.num_rows) for t in (turns[i] for i in plain)])
-        logits = logits[torch.from_numpy(index).to(logits.device)]
+    rows = _gathered([turns[i] for i in plain], logits)
     if any(turns[i].state.grammar is not None for i in plain):
-        _mask_plain([turns[i] for i in plain], logits)
-    best, best_ids = logits.max(-1)
-    ids, finite = best_ids.cpu().numpy(), bool(best.isfinite().all())
-    start = 0
-    parts = []
-    for i in plain:
-        parts.append(ids[start : start + turns[i].num_rows])
-        start += turns[i].num_rows
-    if not finite:
-        starts = np.cumsum([0] + [len(p) for p in parts])
-        for k, i in enumerate(plain):
-            outcome[i] = _bad_row(best[int(starts[k]) : int(starts[k + 1])])
-        plain, parts = _without_errors(plain, parts, outcome)
-    for i, verdict in zip(plain, verify_greedy([turns[i].tree for i in plain], parts), strict=True):
-        outcome[i] = verdict
+        _mask_plain([turns[i] for i in plain], rows)
+    greedy: list[tuple[int, Tensor]] = []
+    sampled: list[tuple[int, Tensor]] = []
+    for i, part in zip(plain, torch.split(rows, [turns[i].num_rows for i in plain]), strict=True):
+        (greedy if turns[i].state.request.sampling.is_greedy else sampled).append((i, part))
+    for members, verdicts_of in ((greedy, _greedy_verdicts), (sampled, _sampled_verdicts)):
+        if not members:
+            continue
+        together = rows if len(members) == len(plain) else torch.cat([part for _, part in members])
+        best, best_ids = together.max(-1)
+        if not bool(best.isfinite().all()):
+            for i, part in members:
+                outcome[i] = _bad_row(part.amax(-1))
+            members = [(i, part) for i, part in members if outcome[i] is None]
+            if not members:
+                continue
+            together = torch.cat([part for _, part in members])
+            best_ids = together.argmax(-1)
+        for (i, _), verdict in zip(
+            members, verdicts_of([turns[i] for i, _ in members], together, best_ids), strict=True
+        ):
+            outcome[i] = verdict
 
 
-def _without_errors(
-    plain: list[int], parts: list[npt.NDArray[np.int64]], outcome: list[Verdict | Exception | None]
-) -> tuple[list[int], list[npt.NDArray[np.int64]]]:
-    kept = [(i, p) for i, p in zip(plain, parts, strict=True) if outcome[i] is None]
-    return [i for i, _ in kept], [p for _, p in kept]
+def _gathered(turns: Seq[Turn], logits: Tensor) -> Tensor:
+    """The rows of `turns`, in their order; no copy where they are all rows."""
+    shared = len({turn.first_row for turn in turns}) < len(turns)  # forks of one prompt look at the same rows
+    if sum(turn.num_rows for turn in turns) == logits.shape[0] and not shared:
+        return logits
+    index = np.concatenate([np.arange(turn.first_row, turn.first_row + turn.num_rows) for turn in turns])
+    return logits[torch.from_numpy(index).to(logits.device)]
+
+
+def _greedy_verdicts(turns: Seq[Turn], rows: Tensor, best_ids: Tensor) -> list[Verdict]:
+    ids = np.split(best_ids.cpu().numpy(), np.cumsum([turn.num_rows for turn in turns])[:-1])
+    return verify_greedy([turn.tree for turn in turns], ids)
+
+
+def _sampled_verdicts(turns: Seq[Turn], rows: Tensor, best_ids: Tensor) -> list[Verdict]:
+    params = [turn.state.request.sampling for turn in turns for _ in range(turn.num_rows)]
+    probs = probabilities(rows, params).cpu()
+    return verify([turn.tree for turn in turns], probs, generators=[turn.state.generator for turn in turns])
 
 
 def _mask_plain(turns: Seq[Turn], logits: Tensor) -> None:

@@ -84,7 +84,7 @@ def self_check(model: Any, forward: Forward, *, vocab_size: int, device: torch.d
         num_chain = _PROMPT - split
         worst = 0.0
         scale = 1e-6
-        for tree, rows in zip(trees, packed.split(num_chain + len(_TREE_PARENTS)), strict=True):
+        for tree, rows in zip(trees, packed.reshape(2, num_chain + len(_TREE_PARENTS), -1), strict=True):
             for leaf in (4, 3, 5):
                 path = _path(tree, leaf)
                 ids = np.concatenate([prompt, tree.token_ids[path]]).astype(np.int64)
