@@ -13,10 +13,11 @@ no model; a decoding loop of your own needs the target's choice after the pendin
 
 Reading order: `tree.py` (what a draft is), `types.py` (the protocols), `verify.py` (what is kept, and why it is
 exact); drafters: `ngram.py` (the simplest), `suffix/` (what followed this context before), `recycling.py` (what the
-target thought before), `forced.py` (what the grammar leaves), `union.py` (several as one tree); `fixed_budget.py`;
-`_compiled.py` (the loops).
+target thought before), `forced.py` (what the grammar leaves), `union.py` (several as one tree). How much to draft:
+`control/` (by measured speed), `fixed_budget.py` (always the same). The loops are in `_compiled.py` files.
 """
 
+from infercore.speculative.control import CostCurve, SpeedController, Survival
 from infercore.speculative.fixed_budget import FixedBudget
 from infercore.speculative.forced import ForcedTokenDrafter
 from infercore.speculative.ngram import NGramDrafter
@@ -37,6 +38,7 @@ from infercore.speculative.verify import verify, verify_greedy
 
 __all__ = [
     "Controller",
+    "CostCurve",
     "DraftGrammar",
     "DraftRequest",
     "Drafter",
@@ -45,7 +47,9 @@ __all__ = [
     "ForwardFn",
     "NGramDrafter",
     "RecyclingDrafter",
+    "SpeedController",
     "SuffixDrafter",
+    "Survival",
     "TokenTree",
     "TopTokenObserver",
     "Union",

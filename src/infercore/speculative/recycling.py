@@ -12,6 +12,7 @@ from infercore.speculative.tree import TokenTree
 from infercore.speculative.types import DraftRequest
 
 # Chance that the follower of rank r in the table is the next token, before anything is learnt: greedy traces, see
+# docs/log/speculative.md. Later steps are remembered for about _MEMORY_STEPS tokens.
 _RANK_TRUST = np.array([0.36, 0.083, 0.054, 0.034, 0.021, 0.02, 0.013, 0.013])
 _MEMORY_STEPS = 4096.0
 

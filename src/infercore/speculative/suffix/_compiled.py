@@ -190,13 +190,24 @@ def followers(states, edges, state, tokens, counts, num_excluded):
 
 @no_type_check
 @compiled
+def rarity(total):
+    """Bucket of a number of occurrences: 1, 2 to 3, 4 to 7, more."""
+    if total < 2:
+        return 0
+    if total < 4:
+        return 1
+    return 2 if total < 8 else 3
+
+
+@no_type_check
+@compiled
 def predict(
     states, edges, state, length, other_states, other_edges, other_state, other_length, trust, tokens, counts, probs
 ):
     """Likeliest next tokens after a context, from the longest match in two automata down to shorter ones.
 
-    Each level (automaton, matched length) gets the share `trust` of the probability that the levels before it left,
-    split by occurrences, tokens already named left out. Fills `tokens` and `probs`; returns how many.
+    Each level (automaton, matched length, occurrences) gets the share `trust` of the probability that the levels
+    before it left, split by occurrences, tokens already named left out. Fills `tokens` and `probs`; returns how many.
     """
     found = 0
     left = np.float32(1.0)
@@ -205,12 +216,12 @@ def predict(
             break
         if length >= other_length:
             new, total = followers(states, edges, state, tokens, counts, found)
-            share = left * trust[0, min(length, trust.shape[1] - 1)]
+            share = left * trust[0, min(length, trust.shape[1] - 1), rarity(total)]
             state = max(0, states[state, 1])
             length = states[state, 0]
         else:
             new, total = followers(other_states, other_edges, other_state, tokens, counts, found)
-            share = left * trust[1, min(other_length, trust.shape[1] - 1)]
+            share = left * trust[1, min(other_length, trust.shape[1] - 1), rarity(total)]
             other_state = max(0, other_states[other_state, 1])
             other_length = other_states[other_state, 0]
         if new == 0:
@@ -220,6 +231,54 @@ def predict(
         found += new
         left -= share
     return found
+
+
+@no_type_check
+@compiled
+def judge(states, edges, state, length, other_states, other_edges, other_state, other_length, trust, rate, token):
+    """Move `trust` of each level that had a say to 1 if it named `token`, else to 0; the first hit ends it."""
+    tokens = np.empty(MAX_FOLLOWERS, np.int32)
+    counts = np.empty(MAX_FOLLOWERS, np.int32)
+    found = 0
+    for _ in range(MAX_LEVELS):
+        if found >= MAX_FOLLOWERS or (length <= 0 and other_length <= 0):
+            return
+        if length >= other_length:
+            which = 0
+            matched = length
+            new, total = followers(states, edges, state, tokens, counts, found)
+            state = max(0, states[state, 1])
+            length = states[state, 0]
+        else:
+            which = 1
+            matched = other_length
+            new, total = followers(other_states, other_edges, other_state, tokens, counts, found)
+            other_state = max(0, other_states[other_state, 1])
+            other_length = other_states[other_state, 0]
+        if new == 0:
+            continue
+        hit = False
+        for index in range(found, found + new):
+            if tokens[index] == token:
+                hit = True
+        found += new
+        cell = min(matched, trust.shape[1] - 1)
+        bucket = rarity(total)
+        trust[which, cell, bucket] += rate * ((1.0 if hit else 0.0) - trust[which, cell, bucket])
+        if hit:
+            return
+
+
+@no_type_check
+@compiled
+def read(header, states, edges, table, other_states, other_edges, other_table, other_cursor, trust, rate, token_ids):
+    """Append tokens to the first text and move the cursor in the other, learning `trust` from each of them."""
+    for position in range(token_ids.shape[0]):
+        repeat = max(0, states[header[2], 1])
+        judge(states, edges, repeat, states[repeat, 0], other_states, other_edges, other_cursor[0], other_cursor[1],
+              trust, rate, token_ids[position])  # fmt: skip
+        extend(header, states, edges, table, token_ids[position : position + 1])
+        advance(other_states, other_edges, other_table, other_cursor, token_ids[position : position + 1])
 
 
 @no_type_check

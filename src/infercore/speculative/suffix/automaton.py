@@ -21,7 +21,7 @@ class SuffixAutomaton:
         self.states = np.array([[0, -1, 0, -1]], np.int32)
         self.edges = np.empty((0, 4), np.int32)
         self.table = np.empty(0, np.int32)
-        self._reserve(capacity)
+        self.reserve(capacity)
 
     @property
     def num_tokens(self) -> int:
@@ -34,7 +34,7 @@ class SuffixAutomaton:
 
     def extend(self, token_ids: Int32[np.ndarray, "n"]) -> None:
         """Append tokens; a negative one separates texts."""
-        self._reserve(self.num_tokens + len(token_ids))
+        self.reserve(self.num_tokens + len(token_ids))
         _compiled.extend(self.header, self.states, self.edges, self.table, token_ids)
 
     def count(self, token_ids: TokenIds) -> int:
@@ -52,7 +52,8 @@ class SuffixAutomaton:
         link = int(self.states[self.header[2], 1])
         return int(self.states[link, 0]) if link >= 0 else 0
 
-    def _reserve(self, num_tokens: int) -> None:
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for a text of `num_tokens`."""
         if num_tokens <= self._capacity:
             return
         self._capacity = max(num_tokens, 2 * self._capacity)

@@ -15,6 +15,7 @@ from infercore.speculative.types import DraftRequest
 from infercore.typing import TokenIds, as_token_ids
 
 _SEPARATOR = np.array([-1], np.int32)
+_LEARNING_RATE = 0.02  # of the trust in a level, per token that it had a say in
 _MAX_CONTEXT = 64  # tokens re-read when a cursor into the shared text starts again
 
 # Chance that the next token is among the followers of a context, by matched length, after all longer contexts failed;
@@ -59,6 +60,7 @@ class SuffixDrafter:
         self._learn_outputs = learn_outputs
         self._max_shared_tokens = max_shared_tokens
         self._max_depth = max_depth
+        self._trust = np.repeat(_TRUST[:, :, None], 4, 2)
         self._texts: list[npt.NDArray[np.int32]] = []
         self._shared = SuffixAutomaton()
         self._generation = 0
@@ -107,7 +109,7 @@ class SuffixDrafter:
             shared.edges,
             shared.table,
             own.cursor,
-            _TRUST,
+            self._trust,
             self._max_depth,
             token_ids,
             parents,
@@ -135,12 +137,25 @@ class SuffixDrafter:
     def _append(self, own: "_Own", token_ids: npt.NDArray[np.int32]) -> None:
         if not len(token_ids):
             return
-        own.automaton.extend(token_ids)
+        shared, automaton = self._shared, own.automaton
+        if own.generation != self._generation:
+            own.cursor[:] = 0
+        automaton.reserve(automaton.num_tokens + len(token_ids))
+        _compiled.read(
+            automaton.header,
+            automaton.states,
+            automaton.edges,
+            automaton.table,
+            shared.states,
+            shared.edges,
+            shared.table,
+            own.cursor,
+            self._trust,
+            _LEARNING_RATE,
+            token_ids,
+        )
         own.last_token_id = int(token_ids[-1])
         own.outputs.append(token_ids)
-        if own.generation == self._generation:
-            shared = self._shared
-            _compiled.advance(shared.states, shared.edges, shared.table, own.cursor, token_ids)
 
     def _share(self, text: npt.NDArray[np.int32]) -> None:
         text = text[-max(0, self._max_shared_tokens - 1) :] if self._max_shared_tokens else _NOTHING

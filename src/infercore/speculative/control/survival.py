@@ -1,0 +1,67 @@
+"""`Survival`: how likely draft tokens are accepted, learnt from what became of earlier ones."""
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float32, Int32
+
+from infercore.speculative.control import _compiled
+from infercore.speculative.tree import TokenTree
+
+MAX_SOURCES = 16
+MAX_DEPTHS = 16
+_MEMORY = 100.0  # predicted hits that a cell remembers
+
+
+class Survival:
+    """Calibrates drafters' scores per drafter, depth and score, and counts acceptance per drafter and depth.
+
+    A proposed tree is judged by the tokens that the target then produced, so nodes that were never verified teach as
+    much as others: a drafter can prove itself again at no cost while it is switched off.
+    """
+
+    def __init__(self) -> None:
+        shape = (MAX_SOURCES, _compiled.NUM_DEPTHS, _compiled.NUM_BINS)
+        self._hits = np.zeros(shape)
+        self._predicted = np.zeros(shape)
+        self._drafted = np.zeros((MAX_SOURCES, MAX_DEPTHS), np.int64)
+        self._accepted = np.zeros((MAX_SOURCES, MAX_DEPTHS), np.int64)
+
+    def chances(self, tree: TokenTree) -> Float32[np.ndarray, "nodes"]:
+        """Chance that each node is accepted together with all above it; never above its parent's."""
+        out = np.empty(tree.num_nodes, np.float32)
+        scores, sources, depths = _columns(tree)
+        _compiled.calibrated(tree.parents, scores, sources, depths, self._hits, self._predicted, out)
+        return out
+
+    def learn(self, tree: TokenTree, gained: Int32[np.ndarray, "gained"]) -> tuple[float, float]:
+        """Judge a proposal by the tokens that came after it.
+
+        Returns hits, and hits predicted, among the root's children.
+        """
+        scores, sources, depths = _columns(tree)
+        hits, predicted = _compiled.learn(
+            tree.token_ids, tree.parents, scores, sources, depths, gained, _MEMORY, self._hits, self._predicted
+        )
+        return hits, predicted
+
+    def count(self, tree: TokenTree, path: Int32[np.ndarray, "accepted"]) -> None:
+        """Add a tree that was verified to the acceptance counts."""
+        _, sources, depths = _columns(tree)
+        _compiled.count_acceptance(sources, depths, path, self._drafted, self._accepted)
+
+    def acceptance(self) -> dict[int, list[tuple[int, int]]]:
+        """Per drafter (the number in `TokenTree.sources`) and depth from 1: nodes verified, nodes accepted."""
+        return {
+            source: [
+                (int(drafted), int(accepted))
+                for drafted, accepted in zip(self._drafted[source], self._accepted[source], strict=True)
+            ]
+            for source in np.flatnonzero(self._drafted.sum(1)).tolist()
+        }
+
+
+def _columns(tree: TokenTree) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int32]]:
+    depths = tree.depths
+    scores = tree.scores if tree.scores is not None else (0.5**depths).astype(np.float32)
+    sources = tree.sources if tree.sources is not None else np.zeros(tree.num_nodes, np.int8)
+    return scores, np.minimum(sources, MAX_SOURCES - 1), depths
