@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from infercore.kernels import apply_token_bitmask, apply_token_bitmask_, move_kv, write_kv
 
-IMPLS = ["reference"]
+IMPLS = ["reference", "triton"]  # triton: under its interpreter, see tests/conftest.py
 
 
 def pool(num_pages=7, page_size=4, heads=2, dim=3, v_dim=5, dtype=torch.float32):

@@ -6,28 +6,11 @@ import sys
 
 import pytest
 import torch
+from attention_problems import FEATURES, TOLERANCE
 
 from infercore.kernels import prepare, tree_attention
 
 RAGGED = [(37, 1, 0), (0, 5, 0), (16, 0, 0), (50, 3, 9), (15, 1, 33), (0, 1, 4), (3, 20, 0), (0, 18, 0)]
-FEATURES = {
-    "plain": {},
-    "window": {"sliding_window": 7},
-    "softcap": {"softcap": 2.0},
-    "sinks": {"with_sinks": True},
-    "one head": {"heads": 1, "kv_heads": 1},
-    "mha": {"heads": 3, "kv_heads": 3},
-    "other v_dim": {"v_dim": 24},
-    "odd dims": {"k_dim": 13, "v_dim": 5},
-    "page 1": {"page_size": 1},
-    "page 5": {"page_size": 5},
-    "page 32": {"page_size": 32},
-    "contiguous": {"contiguous": True},
-    "padding": {"num_padding": 3},
-    "all": {"sliding_window": 9, "softcap": 3.0, "with_sinks": True, "heads": 6, "v_dim": 8, "num_padding": 1},
-}
-# Sums in the dtype's own products; bf16 and fp16 round the inputs' products and the result.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
@@ -137,7 +120,7 @@ def test_misuse_is_refused_with_what_to_do(tmp_path):
     folder = os.path.dirname(__file__)
     script.write_text(
         f"import sys, re\nsys.path.insert(0, {folder!r})\n"
-        "from conftest import random_problem\nfrom test_tree_attention import WRONG\n"
+        "from attention_problems import random_problem\nfrom test_tree_attention import WRONG\n"
         "from infercore.kernels import tree_attention\n"
         "for name, (change, message) in WRONG.items():\n"
         "    case = random_problem([(37, 1, 0), (50, 3, 9), (0, 2, 0)])\n"
@@ -155,7 +138,7 @@ def test_the_loops_run_as_plain_python_too(tmp_path):
     script = tmp_path / "plain.py"
     script.write_text(
         f"import sys, importlib\nsys.path.insert(0, {folder!r})\nimport torch\n"
-        "from conftest import brute_force, random_problem\nfrom infercore.kernels import tree_attention\n"
+        "from attention_problems import brute_force, random_problem\nfrom infercore.kernels import tree_attention\n"
         "cpu = importlib.import_module('infercore.kernels.tree_attention.cpu')\n"
         "features = dict(sliding_window=9, softcap=3.0, with_sinks=True, v_dim=8, page_size=4)\n"
         "case = random_problem([(12, 1, 4), (0, 3, 0)], **features)\n"

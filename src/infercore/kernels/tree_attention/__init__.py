@@ -41,6 +41,7 @@ def tree_attention(
     sinks: Float[Tensor, " heads"] | None = None,
     out: Float[Tensor, "rows heads v_dim"] | None = None,
     prepared: PreparedRows | None = None,
+    batch_invariant: bool = False,
     impl: Impl = "auto",
 ) -> Float[Tensor, "rows heads v_dim"]:
     """Attention of every row over the keys that it may see.
@@ -63,12 +64,17 @@ def tree_attention(
         out: where to write the result; allocated if None.
         prepared: from `prepare` with these same tensors: their checks, and on the CPU their reading, then happen once
             per step and not once per layer.
+        batch_invariant: fix the order of all sums, so that a sequence's rows come out bit for bit the same whatever
+            else is in the batch. On a GPU that costs speed (splits of a fixed length, one tile for all shapes) and a
+            larger workspace; on the CPU it always holds. Without it only a tolerance is promised.
     Returns: `[rows, heads, v_dim]` in the dtype of `query`; accumulated in float32.
     Raises: ValueError for shapes, dtypes or devices that do not fit, or an unknown `impl`. What is *in* device tensors
         (lengths, pages, bits) is not checked on a GPU: that would stall it. On the CPU, `prepare` checks it.
     Cost: each key and value of a sequence is read once per tile of rows x query heads of its KV head; no host sync.
     """
     check_tensors(query, k_pages, v_pages, sinks, out)
+    if not scaling > 0:
+        raise ValueError(f"scaling is {scaling}, expected a positive number such as head_dim**-0.5")
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window is {sliding_window}, expected at least 1; pass None for no window")
     if softcap is not None and not softcap > 0:
@@ -112,6 +118,7 @@ def tree_attention(
             sliding_window=sliding_window,
             softcap=softcap,
             sinks=sinks,
+            batch_invariant=batch_invariant,
         )
     result = reference(
         query,

@@ -1,0 +1,76 @@
+"""Which tile, pipeline and number of programs `tree_attention` uses: a small table by shape, no search at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One launch of the attention kernel.
+
+    block_m: packed rows (tree rows x query heads of a KV head) of a tile; block_n: keys per step; stages: steps loaded
+    ahead; warps: per program; waves: programs to aim for, as a multiple of the device's multiprocessors.
+    """
+
+    block_m: int
+    block_n: int
+    stages: int
+    warps: int
+    waves: int
+
+
+# (packed rows per sequence up to, config) for 16-bit pools with head sizes up to 128. Up to 512 rows the values of
+# trial kernels timed on an H100 with 8 KV heads of size 128, page size 16, contexts of 1k to 32k; two programs per
+# multiprocessor paid for single rows only. The last line, for prefill, has been compiled but not timed.
+_TABLE: tuple[tuple[int, Config], ...] = (
+    (16, Config(16, 64, 4, 4, 2)),
+    (32, Config(32, 64, 4, 4, 1)),
+    (128, Config(64, 64, 3, 4, 1)),
+    (512, Config(64, 64, 3, 4, 1)),
+    (1 << 30, Config(128, 64, 3, 8, 1)),
+)
+INVARIANT_SPLIT_KEYS = 1024  # batch_invariant: keys per split, whatever the batch
+_INVARIANT = Config(16, 64, 3, 4, 1)
+
+
+def choose_config(
+    packed_rows: int, *, k_pad: int, v_pad: int, itemsize: int, shared_bytes: int, batch_invariant: bool = False
+) -> Config:
+    """The config for about `packed_rows` packed rows per sequence.
+
+    Args:
+        k_pad, v_pad: head sizes as powers of two. itemsize: bytes per element of the pool.
+        shared_bytes: shared memory that one program may take; the pipeline is shortened until its keys and values fit.
+        batch_invariant: one config for every number of rows, so that a row's sums never change their order.
+    """
+    config = _INVARIANT if batch_invariant else next(c for limit, c in _TABLE if packed_rows <= limit)
+    block_m, block_n, stages = config.block_m, config.block_n, config.stages
+    if itemsize > 2 or max(k_pad, v_pad) > 128:  # the accumulator or the operands take twice the registers
+        block_m, block_n = min(block_m, 64), 32
+    while stages > 1 and _shared(block_m, block_n, stages, k_pad, v_pad, itemsize) > shared_bytes:
+        stages -= 1
+    while block_n > 16 and _shared(block_m, block_n, stages, k_pad, v_pad, itemsize) > shared_bytes:
+        block_n //= 2
+    return Config(block_m, block_n, stages, config.warps, config.waves)
+
+
+def _shared(block_m: int, block_n: int, stages: int, k_pad: int, v_pad: int, itemsize: int) -> int:
+    """Bytes: the pipeline's keys and values, and the tile of queries."""
+    return (stages * block_n * (k_pad + v_pad) + block_m * k_pad) * itemsize
+
+
+@lru_cache
+def device_limits(device: torch.device) -> tuple[int, int, bool]:
+    """Multiprocessors, shared bytes per program, and whether a launch may overlap the one before (sm_90 and later)."""
+    if device.type != "cuda":  # Triton's interpreter: any numbers will do, so those of an H100
+        return 132, 232448, False
+    properties = torch.cuda.get_device_properties(device)
+    return (
+        properties.multi_processor_count,
+        int(getattr(properties, "shared_memory_per_block_optin", 101376)),
+        properties.major >= 9,
+    )

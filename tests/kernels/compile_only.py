@@ -1,0 +1,108 @@
+"""Compiles every Triton kernel for GPUs this machine need not have. Run by test_compile.py in a process of its own.
+
+python compile_only.py 90 [name ...]      # compute capability, then kernels (all by default)
+"""
+
+import os
+import sys
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import importlib
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+def _module(op: str):
+    return importlib.import_module(f"infercore.kernels.{op}.triton")
+
+
+def compile_kernel(kernel, capability: int, types: dict[str, str], constants: dict, **options):
+    """`types` gives pointer types by argument name; other arguments are i32 unless named there."""
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if signature[name].startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True} | options
+    )
+
+
+def attend(capability: int, *, pool="bf16", k_dim=128, v_dim=128, page_size=16, config=(64, 64, 3, 4), target=16,
+           split_keys=0, features=(), group=4):  # fmt: skip
+    module = _module("tree_attention")
+    block_m, block_n, stages, warps = config
+    plan = {
+        "KV_HEADS": 8, "GROUP": group, "V_DIM": v_dim, "V_PAD": max(16, triton.next_power_of_2(v_dim)), "SEQS": 16,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "TARGET": target, "SPLIT_KEYS": split_keys,
+        "HAS_WINDOW": "window" in features, "HAS_SINKS": "sinks" in features,
+        "OVERLAP_MERGE": capability >= 90 and (target > 0 or split_keys > 0),
+    }  # fmt: skip
+    types = {
+        "query_ptr": f"*{pool}", "k_pages_ptr": f"*{pool}", "v_pages_ptr": f"*{pool}", "out_ptr": f"*{pool}",
+        "sinks_ptr": f"*{pool}", "partial_ptr": "*fp32", "lse_ptr": "*fp32", "position_ids_ptr": "*i64",
+        "row_starts_ptr": "*i32", "context_lens_ptr": "*i32", "num_causal_rows_ptr": "*i32",
+        "block_table_ptr": "*i32", "ancestor_bits_ptr": "*i32", "scale_log2": "fp32", "softcap": "fp32",
+    }  # fmt: skip
+    constants = plan | {
+        "K_DIM": k_dim, "K_PAD": max(16, triton.next_power_of_2(k_dim)), "PAGE_SIZE": page_size, "STAGES": stages,
+        "HAS_SOFTCAP": "softcap" in features, "HAS_BITS": "no bits" not in features,
+        "PRECISION": "ieee" if pool == "fp32" else "tf32",
+    }  # fmt: skip
+    attended = compile_kernel(module._attend_kernel, capability, types, constants, num_warps=warps)
+    merged = compile_kernel(
+        module._merge_kernel, capability, types, plan | {"SPLITS": 16}, num_warps=2, launch_pdl=plan["OVERLAP_MERGE"]
+    )
+    return attended, merged
+
+
+def write_kv(capability: int):
+    types = dict.fromkeys(("k_ptr", "v_ptr", "k_pages_ptr", "v_pages_ptr"), "*bf16") | {"slot_mapping_ptr": "*i64"}
+    constants = {"HEADS": 8, "K_DIM": 128, "V_DIM": 96, "BLOCK": 1024}
+    return (compile_kernel(_module("write_kv")._write_kv_kernel, capability, types, constants),)
+
+
+def move_kv(capability: int):
+    types = {"src_ptr": "*bf16", "dst_ptr": "*bf16", "src_slots_ptr": "*i64", "dst_slots_ptr": "*i64"}
+    kernel = _module("move_kv")._copy_slots_kernel
+    return tuple(
+        compile_kernel(kernel, capability, types, {"WIDTH": 1024, "BLOCK": 1024, "GATHER": g}) for g in (True, False)
+    )
+
+
+def token_bitmask(capability: int):
+    types = {"logits_ptr": "*fp32", "bitmask_ptr": "*i32"}
+    return (compile_kernel(_module("token_bitmask")._apply_token_bitmask_kernel, capability, types, {"BLOCK": 4096}),)
+
+
+KERNELS = {
+    "write_kv": write_kv,
+    "move_kv": move_kv,
+    "token_bitmask": token_bitmask,
+    "decode": lambda c: attend(c, config=(16, 64, 4, 4), target=33, features=("no bits",)),
+    "tree": lambda c: attend(c, config=(64, 64, 3, 4)),
+    "prefill": lambda c: attend(c, config=(128, 64, 3, 8), target=0, features=("no bits",)),
+    "everything, head size 80 and 96": lambda c: attend(
+        c, pool="fp16", k_dim=80, v_dim=96, page_size=1, features=("window", "softcap", "sinks"), group=3
+    ),
+    "head size 256, float32": lambda c: attend(c, pool="fp32", k_dim=256, v_dim=256, config=(64, 32, 1, 4)),
+    "batch_invariant": lambda c: attend(c, config=(16, 64, 3, 4), target=0, split_keys=1024, page_size=32),
+}
+
+
+def main() -> None:
+    capability, names = int(sys.argv[1]), sys.argv[2:] or list(KERNELS)
+    for name in names:
+        for kernel in KERNELS[name](capability):
+            text = kernel.asm["ptx"]
+            assert f".target sm_{capability}" in text, text[:300]
+            spills = getattr(kernel, "n_spills", None)
+            print(f"sm_{capability} {name}: {kernel.metadata.name}, {kernel.metadata.shared} shared bytes, "
+                  f"{text.count('mma.sync') + text.count('wgmma.mma_async')} mma, spills {spills}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
