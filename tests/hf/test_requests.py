@@ -5,11 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from infercore.constrained import regex
 from tests.hf.drafters import OracleDrafter
 from tests.hf.test_equals_hf import assert_nothing_lost, byte_vocabulary
 from tests.hf.tiny import VOCAB, hf_greedy, prompts, tiny_model
 
+from infercore.constrained import regex
 from infercore.errors import OutOfPages, RequestError
 from infercore.hf import AsyncEngine, Engine, FinishEvent, TokenEvent
 
@@ -18,10 +18,10 @@ class ByteTokenizer:
     """Every token from 3 on is one byte; enough of a tokenizer for stop strings and streams."""
 
     def decode(self, token_ids, skip_special_tokens=True):
-        return bytes(i + 29 for i in token_ids if i >= 3).decode("utf-8", errors="replace")
+        return bytes(i + 26 for i in token_ids if i >= 3).decode("utf-8", errors="replace")
 
     def encode(self, text, add_special_tokens=True):
-        return [b - 29 for b in text.encode()]
+        return [b - 26 for b in text.encode()]
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from infercore.hf.aio import AsyncEngine
 from infercore.hf.engine import Engine, Score
 from infercore.hf.grammar_processor import GrammarProcessor
 from infercore.hf.handle import RequestHandle
+from infercore.hf.paged_cache import PagedCache
 from infercore.hf.request import (
     Completion,
     Event,
@@ -41,6 +42,7 @@ __all__ = [
     "FinishEvent",
     "FinishReason",
     "GrammarProcessor",
+    "PagedCache",
     "Request",
     "RequestHandle",
     "RequestStats",

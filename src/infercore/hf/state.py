@@ -128,10 +128,15 @@ class RequestState:
 
     def append_forced(self) -> list[int]:
         """Add the tokens that the grammar forces next, if any, as output; returns those added."""
-        if self.finish_reason is not None or self.grammar is None or not self.request.jump_forward:
-            return []
-        forced: list[int] = self.grammar.forced_tokens()[: self.remaining].tolist()
-        return forced[: self.append(forced, forced=True)]
+        added: list[int] = []
+        if self.grammar is None or not self.request.jump_forward:
+            return added
+        while self.finish_reason is None:
+            forced: list[int] = self.grammar.forced_tokens()[: self.remaining].tolist()
+            if not forced:
+                break
+            added += forced[: self.append(forced, forced=True)]
+        return added
 
     def fill_known(self, bitmask: torch.Tensor, first_output: int) -> None:
         """The grammar's masks at output positions that stand already, from `first_output` on, one per row."""
