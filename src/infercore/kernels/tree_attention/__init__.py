@@ -9,15 +9,14 @@ optionally a draft tree whose rows see their ancestors only. Write the rows' key
         out = tree_attention(query, k_pages, v_pages, position_ids=p, row_starts=r, context_lens=c, num_causal_rows=n,
                              block_table=t, ancestor_bits=bits, scaling=0.125, prepared=prepared)
 
-Files in reading order: `reference.py` (what it means), `rows.py` (what is prepared once per step), `cpu.py`,
-`triton.py`.
+Files in reading order: `reference.py` (what it means), `rows.py` and `cpu_rows.py` (what is prepared once per step),
+`cpu.py` and `_compiled.py`, `config.py`, `triton.py`.
 """
 
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from infercore.kernels.impl import Impl, choose_impl
-from infercore.kernels.tree_attention.cpu import tree_attention as on_cpu
 from infercore.kernels.tree_attention.reference import tree_attention as reference
 from infercore.kernels.tree_attention.rows import PreparedRows, prepare
 
@@ -94,6 +93,8 @@ def tree_attention(
     if out is None:
         out = query.new_empty(*query.shape[:2], v_pages.shape[3])
     if chosen == "cpu":
+        from infercore.kernels.tree_attention.cpu import tree_attention as on_cpu  # here: it loads numba
+
         return on_cpu(
             query,
             k_pages,

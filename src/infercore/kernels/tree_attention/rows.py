@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from infercore.kernels.tree_attention.cpu import CpuRows
+from infercore.kernels.tree_attention.cpu_rows import CpuRows
 
 
 @dataclass(frozen=True, eq=False)
