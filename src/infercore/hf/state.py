@@ -150,6 +150,12 @@ class RequestState:
         return np.concatenate([np.asarray(self.request.padding_ids, np.int32), token_ids])
 
 
+def fail(state: RequestState, error: BaseException, ended: list[RequestState]) -> None:
+    """End a request with an error, and note it among those that ended."""
+    state.error, state.finish_reason = error, "error"
+    ended.append(state)
+
+
 def _generators(request: Request) -> tuple[torch.Generator, torch.Generator]:
     """One for the target's draws, another for a drafter's, so that what is drafted does not shift what is drawn."""
     generators = torch.Generator(), torch.Generator()

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from infercore.errors import OutOfPages
 from infercore.hf.choose import Turn, choose, keep_chosen
-from infercore.hf.grammar_state import IntGrammarState
+from infercore.hf.draft import draft, show_drafters, teach_controller
 from infercore.hf.plan import Plan, Rows, build_plan
 from infercore.hf.request import TokenEvent
 from infercore.hf.scheduler import Scheduler, Share
-from infercore.hf.state import RequestState
+from infercore.hf.state import RequestState, fail
 from infercore.hf.stats import EngineStats
 from infercore.radix import KVPool
-from infercore.speculative import Controller, Drafter, DraftRequest, TokenTree, Verdict
+from infercore.speculative import Controller, TokenTree, Verdict
 
 Forward = Callable[[Plan], Tensor]
 """Runs the model on a plan; returns logits `[len(plan.logits_rows), vocab]`."""
@@ -70,7 +70,7 @@ class Stepper:
         if not shares:
             return [], []
         drafting = clock()
-        trees, ended = self._draft(shares)
+        trees, ended = draft(shares, self.controller)
         drafted = clock()
         work = self._reserve([s for s in shares if s.state.error is None], trees)
         if not work:
@@ -81,55 +81,15 @@ class Stepper:
         logits = self.forward(plan)
         after_forward = clock()
         outcomes = choose(turns, logits)
+        show_drafters(turns, outcomes, logits)
         chosen = clock()
         events = self._apply(work, turns, outcomes, ended)
         self._reserved.clear()
         num_rows = len(plan.token_ids)
-        self._teach_controller(turns, outcomes, num_rows, chosen - before_forward)
+        teach_controller(self.controller, turns, outcomes, num_rows=num_rows, step_time_s=chosen - before_forward)
         times_s = (clock() - start, after_forward - before_forward, chosen - after_forward, drafted - drafting)
         self._count(work, num_rows, times_s)
         return events, ended
-
-    def _draft(self, shares: Seq[Share]) -> tuple[dict[int, TokenTree], list[RequestState]]:
-        """A tree for each request that speculates now, pruned by its grammar, its length and the controller."""
-        states = [
-            s.state
-            for s in shares
-            if s.samples and s.state.speculates and s.state.remaining > 1 and not s.state.followers
-        ]
-        trees: dict[int, TokenTree] = {}
-        ended: list[RequestState] = []
-        if not states:
-            return trees, ended
-        other_rows = sum(s.num_causal for s in shares) - len(states)
-        limits = [s.request.max_draft_nodes for s in states]
-        ids = [s.request_id for s in states]
-        if self.controller is not None:
-            budgets = self.controller.budget(ids, num_other_rows=other_rows)
-            limits = [min(a, b) for a, b in zip(limits, budgets, strict=True)]
-        by_drafter: dict[int, tuple[Drafter, list[tuple[RequestState, int]]]] = {}
-        for state, limit in zip(states, limits, strict=True):
-            drafter = state.request.drafter
-            if limit > 0 and drafter is not None:
-                by_drafter.setdefault(id(drafter), (drafter, []))[1].append((state, limit))
-        for drafter, members in by_drafter.values():
-            try:
-                proposed = drafter.propose([_draft_request(state, limit) for state, limit in members])
-                if len(proposed) != len(members):
-                    raise ValueError(f"{drafter} gave {len(proposed)} trees for {len(members)} requests")
-            except Exception as error:
-                for state, _ in members:
-                    _fail(state, error, ended)
-                continue
-            for (state, limit), tree in zip(members, proposed, strict=True):
-                if tree.num_nodes > limit:
-                    _fail(state, ValueError(f"{drafter} gave {tree.num_nodes} nodes, asked for at most {limit}"), ended)
-                elif tree.num_nodes:
-                    trees[state.request_id] = _prune(tree, state)
-        if self.controller is not None and trees:
-            selected = self.controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
-            trees = dict(zip(trees, selected, strict=True))
-        return trees, ended
 
     def _reserve(self, shares: Seq[Share], trees: dict[int, TokenTree]) -> list[tuple[Share, Rows]]:
         """Slots for every share, oldest request first; where pages are short its draft goes, then younger requests."""
@@ -190,7 +150,7 @@ class Stepper:
             state = turn.state
             before, kept = state.num_output, 0
             if isinstance(outcome, Exception):
-                _fail(state, outcome, ended)
+                fail(state, outcome, ended)
             elif outcome is not None:
                 kept = self._append(state, turn.tree, outcome, ended)
             if (rows := rows_of.get(state.request_id)) is not None:
@@ -221,7 +181,7 @@ class Stepper:
                 appended = np.array(token_ids[:count] + forced, np.int32)
                 state.request.drafter.commit(state.request_id, appended)
         except Exception as error:  # the caller's criteria, tokenizer or drafter: it ends this request, not the others
-            _fail(state, error, ended)
+            fail(state, error, ended)
             return 0
         kept = min(count, verdict.num_accepted)
         stats = state.stats
@@ -248,52 +208,6 @@ class Stepper:
         self.stats.forward_time_s += forward
         self.stats.choose_time_s += chosen
         self.stats.draft_time_s += draft
-
-    def _teach_controller(
-        self, turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None], num_rows: int, step_time_s: float
-    ) -> None:
-        if self.controller is None:
-            return
-        judged = [
-            (turn, verdict)
-            for turn, verdict in zip(turns, outcomes, strict=True)
-            if isinstance(verdict, Verdict) and turn.state.speculates
-        ]
-        self.controller.update(
-            [turn.state.request_id for turn, _ in judged],
-            [turn.tree for turn, _ in judged],
-            [verdict for _, verdict in judged],
-            step_time_s=step_time_s,
-            num_other_rows=num_rows - sum(1 + turn.tree.num_nodes for turn, _ in judged),
-        )
-
-
-def _draft_request(state: RequestState, max_nodes: int) -> DraftRequest:
-    grammar = state.grammar if isinstance(state.grammar, IntGrammarState) else None
-    return DraftRequest(
-        state.request_id,
-        state.tokens[: state.num_tokens],
-        max_nodes,
-        grammar=None if grammar is None else grammar.grammar,
-        grammar_state=None if grammar is None else grammar.state,
-        temperature=state.request.sampling.temperature,
-        generator=state.draft_generator,
-    )
-
-
-def _prune(tree: TokenTree, state: RequestState) -> TokenTree:
-    """Drop nodes that can never be reached: too deep for the length that is left, or refused by the grammar.
-
-    Nodes that were drawn from a distribution stay even if refused: their probability is part of the verification.
-    """
-    depths = tree.depths
-    if depths.max() >= state.remaining:
-        tree = tree.truncate(depths < state.remaining)
-    if state.grammar is not None and tree.num_nodes and tree.draft_probs is None:
-        allowed = state.grammar.walk(tree) >= 0
-        if not allowed.all():
-            tree = tree.truncate(allowed)
-    return tree
 
 
 def _first_logits_row(share: Share, computed: int) -> int:
@@ -334,8 +248,3 @@ def _commit(state: RequestState, rows: Rows, outcome: Verdict | Exception | None
         state.sequence.commit(token_ids, np.concatenate([np.arange(num_causal), num_causal + path]))
     else:
         state.sequence.commit(rows.token_ids)
-
-
-def _fail(state: RequestState, error: BaseException, ended: list[RequestState]) -> None:
-    state.error, state.finish_reason = error, "error"
-    ended.append(state)

@@ -1,0 +1,124 @@
+"""Drafts of a step: who proposes what for whom, cut to what can be reached; and what drafters and controller learn."""
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infercore.hf.choose import Turn
+from infercore.hf.grammar_state import IntGrammarState
+from infercore.hf.scheduler import Share
+from infercore.hf.state import RequestState, fail
+from infercore.speculative import Controller, Drafter, DraftRequest, TokenTree, TopTokenObserver, Verdict
+
+
+def draft(shares: Seq[Share], controller: Controller | None) -> tuple[dict[int, TokenTree], list[RequestState]]:
+    """A tree for each request that speculates now, pruned by its grammar, its length and the controller."""
+    states = [
+        s.state for s in shares if s.samples and s.state.speculates and s.state.remaining > 1 and not s.state.followers
+    ]
+    trees: dict[int, TokenTree] = {}
+    ended: list[RequestState] = []
+    if not states:
+        return trees, ended
+    other_rows = sum(s.num_causal for s in shares) - len(states)
+    limits = [s.request.max_draft_nodes for s in states]
+    ids = [s.request_id for s in states]
+    if controller is not None:
+        budgets = controller.budget(ids, num_other_rows=other_rows)
+        limits = [min(a, b) for a, b in zip(limits, budgets, strict=True)]
+    by_drafter: dict[int, tuple[Drafter, list[tuple[RequestState, int]]]] = {}
+    for state, limit in zip(states, limits, strict=True):
+        drafter = state.request.drafter
+        if limit > 0 and drafter is not None:
+            by_drafter.setdefault(id(drafter), (drafter, []))[1].append((state, limit))
+    for drafter, members in by_drafter.values():
+        try:
+            proposed = drafter.propose([_draft_request(state, limit) for state, limit in members])
+            if len(proposed) != len(members):
+                raise ValueError(f"{drafter} gave {len(proposed)} trees for {len(members)} requests")
+        except Exception as error:
+            for state, _ in members:
+                fail(state, error, ended)
+            continue
+        for (state, limit), tree in zip(members, proposed, strict=True):
+            if tree.num_nodes > limit:
+                fail(state, ValueError(f"{drafter} gave {tree.num_nodes} nodes, asked for at most {limit}"), ended)
+            elif tree.num_nodes:
+                trees[state.request_id] = _prune(tree, state)
+    if controller is not None and trees:
+        selected = controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
+        trees = dict(zip(trees, selected, strict=True))
+    return trees, ended
+
+
+def show_drafters(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None], logits: Tensor) -> None:
+    """The likeliest tokens of the pending and the accepted rows, for drafters that learn from them; one sync each."""
+    seen: dict[int, tuple[TopTokenObserver, list[int], list[int]]] = {}
+    for turn, verdict in zip(turns, outcomes, strict=True):
+        drafter = turn.state.request.drafter
+        if turn.state.speculates and isinstance(verdict, Verdict) and isinstance(drafter, TopTokenObserver):
+            _, token_ids, rows = seen.setdefault(id(drafter), (drafter, [], []))
+            token_ids += [
+                int(turn.state.tokens[turn.state.num_tokens - 1]),
+                *turn.tree.token_ids[verdict.path].tolist(),
+            ]
+            first = turn.first_row + turn.num_known
+            rows += [first, *(first + 1 + verdict.path).tolist()]
+    for observer, token_ids, rows in seen.values():
+        if observer.num_top_tokens:
+            top = logits[torch.tensor(rows, device=logits.device)].topk(observer.num_top_tokens).indices
+            observer.observe(np.array(token_ids, np.int32), top.cpu().numpy())
+
+
+def teach_controller(
+    controller: Controller | None,
+    turns: Seq[Turn],
+    outcomes: Seq[Verdict | Exception | None],
+    *,
+    num_rows: int,
+    step_time_s: float,
+) -> None:
+    if controller is None:
+        return
+    judged = [
+        (turn, verdict)
+        for turn, verdict in zip(turns, outcomes, strict=True)
+        if isinstance(verdict, Verdict) and turn.state.speculates
+    ]
+    controller.update(
+        [turn.state.request_id for turn, _ in judged],
+        [turn.tree for turn, _ in judged],
+        [verdict for _, verdict in judged],
+        step_time_s=step_time_s,
+        num_other_rows=num_rows - sum(1 + turn.tree.num_nodes for turn, _ in judged),
+    )
+
+
+def _draft_request(state: RequestState, max_nodes: int) -> DraftRequest:
+    grammar = state.grammar if isinstance(state.grammar, IntGrammarState) else None
+    return DraftRequest(
+        state.request_id,
+        state.tokens[: state.num_tokens],
+        max_nodes,
+        grammar=None if grammar is None else grammar.grammar,
+        grammar_state=None if grammar is None else grammar.state,
+        temperature=state.request.sampling.temperature,
+        generator=state.draft_generator,
+    )
+
+
+def _prune(tree: TokenTree, state: RequestState) -> TokenTree:
+    """Drop nodes that can never be reached: too deep for the length that is left, or refused by the grammar.
+
+    Nodes that were drawn from a distribution stay even if refused: their probability is part of the verification.
+    """
+    depths = tree.depths
+    if depths.max() >= state.remaining:
+        tree = tree.truncate(depths < state.remaining)
+    if state.grammar is not None and tree.num_nodes and tree.draft_probs is None:
+        allowed = state.grammar.walk(tree) >= 0
+        if not allowed.all():
+            tree = tree.truncate(allowed)
+    return tree
