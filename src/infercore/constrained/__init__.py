@@ -15,7 +15,7 @@ Reading order: `api.py` (what may be said), `grammar.py` (the contract), `vocabu
 (the lazy pushdown), `regex_syntax.py`, `regex.py`, `utf8.py`, `matcher.py`, `bitmask.py`.
 """
 
-from infercore.constrained.api import choices, regex
+from infercore.constrained.api import choices, json_schema, regex
 from infercore.constrained.bitmask import allocate_bitmask
 from infercore.constrained.grammar import Grammar, GrammarSpec
 from infercore.constrained.limits import Limits
@@ -31,5 +31,6 @@ __all__ = [
     "Vocabulary",
     "allocate_bitmask",
     "choices",
+    "json_schema",
     "regex",
 ]

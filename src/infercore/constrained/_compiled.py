@@ -156,7 +156,8 @@ def _closure(m, state, stack, count):
         s = item >> 32
         k = item & 0xFFFFFFFF
         kind = node[s, 0]
-        if count + 1 >= out.shape[0] or top + 2 + node[s, 4] >= work.shape[0]:
+        fan_out = node[s, 4] if kind == NODE else 1
+        if count + 1 >= out.shape[0] or top + fan_out >= work.shape[0]:
             return _need(m, GROW_WORK, 0)
         if kind == LIT or kind == STRING:
             out[count] = item

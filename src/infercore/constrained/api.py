@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from infercore.constrained.grammar import GrammarSpec
 from infercore.constrained.regex import full_match
+from infercore.constrained.schema import Whitespace
+from infercore.constrained.schema.python_types import schema_of_type
 
 
 def regex(pattern: str) -> GrammarSpec:
@@ -26,3 +29,22 @@ def choices(options: Sequence[str]) -> GrammarSpec:
         if not isinstance(option, str):
             raise TypeError(f"choices() got {option!r}, expected strings")
     return GrammarSpec("choices", json.dumps(options))
+
+
+def json_schema(schema: Any, *, whitespace: Whitespace = "spaced", ignore: Sequence[str] = ()) -> GrammarSpec:
+    """JSON documents that satisfy `schema`: properties in any order, each key once.
+
+    Args:
+        schema: a JSON Schema as a dict, a bool or JSON text; a Pydantic model; or a Python type (dataclass, TypedDict,
+            Enum, Literal, list[int], ..), which pydantic turns into a schema.
+        whitespace: "spaced" (one space after comma and colon, as `json.dumps` writes), "compact" (none), or "flexible"
+            (up to 40 white-space characters anywhere).
+        ignore: keywords not to enforce; by this the caller takes what they mean on himself.
+    Raises: UnsupportedSchema with the JSON pointer of what cannot be enforced.
+    """
+    if isinstance(schema, str):
+        schema = json.loads(schema)
+    elif not isinstance(schema, dict | bool):
+        schema = schema_of_type(schema)
+    source = json.dumps({"schema": schema, "whitespace": whitespace, "ignore": sorted(ignore)})
+    return GrammarSpec("json_schema", source)

@@ -1,6 +1,7 @@
 """`GrammarSpec`, what may be said, and `Grammar`, the same bound to a vocabulary."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,12 @@ from infercore.constrained.vocabulary import Vocabulary
 
 FINAL = 0
 """The state after an end token: only end tokens may follow."""
+
+
+def decoded_key(key_text: bytes) -> str:
+    """The key that the bytes between its quotes spell."""
+    return str(json.loads(b'"' + key_text + b'"'))
+
 
 _RECORDED = 1 << 40  # states above: a config, and the bytes of the undeclared key that is being written
 
@@ -58,7 +65,7 @@ class Grammar:
         self.vocabulary = vocabulary
         self.machine = machine
         self.spec = spec
-        self.resolve_key: Callable[[int, bytes], int] | None = getattr(machine, "resolve_key", None)
+        self._resolved: dict[tuple[int, str], int] = {}
         self._path = np.zeros(vocabulary.max_token_size + 2, np.int32)
         self._masks: dict[int, npt.NDArray[np.uint32]] = {}
         self._max_masks = max(machine.limits.max_mask_bytes // (4 * vocabulary.num_words), 4)
@@ -164,13 +171,24 @@ class Grammar:
             elif status & c.RECORDS:
                 key_text = b""
             if status & c.PENDING:
-                assert self.resolve_key is not None
-                config = self.resolve_key(config, key_text[:-1])
+                config = self._resolve_key(config, decoded_key(key_text[:-1]))
                 if config == 0:
                     return -1
             if not machine.tables.status[config] & c.RECORDS:
                 key_text = b""
         return self._state(config, key_text)
+
+    def _resolve_key(self, config: int, key: str) -> int:
+        """`config` behind the closing quote of undeclared `key`, which goes into the memory of its object."""
+        resolved = self._resolved.get((config, key))
+        if resolved is None:
+            machine = self.machine
+            pairs = [
+                (machine.pending_keys[state](key) if state in machine.pending_keys else state, stack)
+                for state, stack in machine.pairs(config)
+            ]
+            resolved = self._resolved[(config, key)] = machine.intern(pairs)
+        return resolved
 
     def _mask(self, state: int) -> npt.NDArray[np.uint32]:
         if state == FINAL:

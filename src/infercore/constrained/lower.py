@@ -5,6 +5,7 @@ import json
 from infercore.constrained.grammar import GrammarSpec
 from infercore.constrained.machine import Machine
 from infercore.constrained.regex import RegexStates, full_match
+from infercore.constrained.schema import lower_schema
 
 
 def lower(spec: GrammarSpec, machine: Machine) -> int:
@@ -14,4 +15,9 @@ def lower(spec: GrammarSpec, machine: Machine) -> int:
     if spec.kind == "choices":
         end = machine.ret()
         return machine.node(free=[machine.literal(text.encode(), end) for text in json.loads(spec.source)])
+    if spec.kind == "json_schema":
+        arguments = json.loads(spec.source)
+        return lower_schema(
+            arguments["schema"], machine, whitespace=arguments["whitespace"], ignore=frozenset(arguments["ignore"])
+        )
     raise AssertionError(f"no grammar of kind {spec.kind}")

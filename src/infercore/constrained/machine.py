@@ -58,6 +58,7 @@ class Machine:
         self._expanders: dict[int, Expander] = {}
         self._row_makers: dict[int, Callable[[int], Sequence[int]]] = {}
         self.key_done: dict[int, Callable[[int, int], None]] = {}  # string spec -> expander (state, text config)
+        self.pending_keys: dict[int, Callable[[str], int]] = {}  # state behind an undeclared key -> by text, the state
         self.num_edges = self.num_free = self.num_specs = 0
         self._free_lists: dict[tuple[int, ...], int] = {}
         self.tables = Tables(

@@ -113,9 +113,9 @@ class RegexStates:
         return self.__dict__.setdefault("_repeat_states", {})  # type: ignore[no-any-return]
 
 
-def full_match(pattern: str) -> Node:
+def full_match(pattern: str, *, ecma: bool = False) -> Node:
     """The tree of texts that `pattern` matches from end to end, as `re.fullmatch` does, anchors resolved."""
-    return resolve_anchors(parse(pattern), pattern)
+    return resolve_anchors(parse(pattern, ecma=ecma), pattern)
 
 
 def search_match(pattern: str) -> Node:

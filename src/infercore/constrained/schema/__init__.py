@@ -1,0 +1,24 @@
+"""JSON Schema to states. Reading order: `document.py` (places and references), `atoms.py` (what a schema says about each
+type, negations pushed down), `context.py` (values), `strings.py` with `texts.py` and `formats.py`, `numbers.py`,
+`arrays.py`, `objects.py`.
+"""
+
+from typing import Any
+
+from infercore.constrained.machine import Machine
+from infercore.constrained.schema.arrays import array_lowering
+from infercore.constrained.schema.context import Context
+from infercore.constrained.schema.document import Document
+from infercore.constrained.schema.objects import object_lowering
+from infercore.constrained.schema.separators import Separators, Whitespace
+
+__all__ = ["Separators", "Whitespace", "lower_schema"]
+
+
+def lower_schema(schema: Any, machine: Machine, *, whitespace: Whitespace, ignore: frozenset[str]) -> int:
+    """State that reads one JSON value which satisfies `schema`, and returns."""
+    document = Document(schema, ignore)
+    context = Context(machine, document, Separators.of(whitespace))
+    context.lower_object = object_lowering(context)
+    context.lower_array = array_lowering(context)
+    return context.value([(document.root_place, True)])

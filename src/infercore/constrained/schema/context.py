@@ -1,0 +1,261 @@
+"""`Context`: what the parts of a schema's lowering share, and how a value of any type begins."""
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+
+from infercore.constrained.machine import Machine
+from infercore.constrained.schema.atoms import TYPES, Alternative, Forms
+from infercore.constrained.schema.document import FALSE, TRUE, Document, Literal
+from infercore.constrained.schema.numbers import NumberRange, NumberStates
+from infercore.constrained.schema.separators import Separators
+from infercore.constrained.schema.strings import StringStates
+from infercore.constrained.schema.texts import Texts
+
+Conjunction = frozenset[Literal]
+"""Literals that one value must all satisfy."""
+
+
+class Context:
+    """One schema being lowered into one machine."""
+
+    def __init__(self, machine: Machine, document: Document, separators: Separators) -> None:
+        self.machine, self.document, self.separators = machine, document, separators
+        self.forms = Forms(document, machine.limits.max_alternatives)
+        self.forms.is_impossible = self.is_impossible
+        self.texts = Texts(machine)
+        self.numbers = NumberStates(machine)
+        self.strings = StringStates(machine, self.texts)
+        self.ret = machine.ret()
+        self.lower_object: Callable[[Alternative], int] = _missing
+        self.lower_array: Callable[[Alternative], int] = _missing
+        self._values: dict[Conjunction, int] = {}
+        self._typed: dict[tuple[str, Alternative], int] = {}
+        self._empty: dict[Conjunction, bool] = {}
+        self._impossible: dict[tuple[str, Alternative], bool] = {}
+        self._depth = 0
+        self._space_states: dict[tuple[int, int], int] = {}
+
+    def value(self, literals: Iterable[Literal]) -> int:
+        """State that reads one JSON value which satisfies every literal, and returns."""
+        conjunction = conjoin(literals)
+        state = self._values.get(conjunction)
+        if state is None:
+            state = self._values[conjunction] = self.machine.stub(lambda s: self._expand_value(s, conjunction))
+        return state
+
+    # Separators ------------------------------------------------------------------------------------------------------
+
+    def space(self, then: int) -> int:
+        """State where optional white space may stand before `then`."""
+        return self._spaces(self.separators.flexible, then)
+
+    def _spaces(self, count: int, then: int) -> int:
+        if count == 0:
+            return then
+        key = (count, then)
+        if key not in self._space_states:
+            self._space_states[key] = self.machine.stub(
+                lambda state: self.machine.define(
+                    state, [(byte, byte, self._spaces(count - 1, then)) for byte in (9, 10, 13, 32)], [then]
+                )
+            )
+        return self._space_states[key]
+
+    def comma(self, then: int) -> int:
+        """State that reads the comma between members or items."""
+        return self.machine.literal(self.separators.comma, self.space(then))
+
+    def define_colon(self, state: int, then: int) -> None:
+        """Make `state` read the colon between key and value: the byte itself stands in `state`, not behind a free move."""
+        rest = self.machine.literal(self.separators.colon[1:], self.space(then))
+        edges = [(58, 58, rest)]
+        if self.separators.flexible:
+            before = self._spaces(self.separators.flexible - 1, self.machine.node([(58, 58, rest)]))
+            edges += [(byte, byte, before) for byte in (9, 10, 13, 32)]
+        self.machine.define(state, edges)
+
+    # Values ----------------------------------------------------------------------------------------------------------
+
+    def _expand_value(self, state: int, conjunction: Conjunction) -> None:
+        options = []
+        for type_ in TYPES:
+            for alternative in self.forms.of_all(conjunction, type_):
+                if not self.is_impossible(type_, alternative):
+                    options.append(self._typed_value(type_, alternative))
+        self.machine.define(state, free=options)
+
+    def _typed_value(self, type_: str, alternative: Alternative) -> int:
+        key = (type_, alternative)
+        state = self._typed.get(key)
+        if state is None:
+            state = self._typed[key] = self._lower(type_, alternative)
+        return state
+
+    def _lower(self, type_: str, alternative: Alternative) -> int:
+        machine = self.machine
+        if type_ == "null":
+            return machine.literal(b"null", self.ret)
+        if type_ == "boolean":
+            words = [b"true" if value else b"false" for value in booleans(alternative)]
+            return machine.node(free=[machine.literal(word, self.ret) for word in words])
+        if type_ == "number":
+            values = number_values(alternative)
+            if values is not None:
+                return machine.node(free=[self.numbers.constant(value) for value in sorted(values)])
+            return machine.node(free=[self.numbers.state(r) for r in number_ranges(alternative)])
+        if type_ == "string":
+            return self.strings.state(alternative)
+        return self.lower_object(alternative) if type_ == "object" else self.lower_array(alternative)
+
+    # Emptiness: cheap, and sure where it says yes --------------------------------------------------------------------
+
+    def is_empty(self, literals: Iterable[Literal]) -> bool:
+        """Whether no value satisfies every literal. False where that takes more than a shallow look to tell."""
+        conjunction = conjoin(literals)
+        if FALSE in conjunction:
+            return True
+        if not conjunction:
+            return False
+        known = self._empty.get(conjunction)
+        if known is not None:
+            return known
+        if self._depth >= 6:
+            return False
+        self._depth += 1
+        self._empty[conjunction] = False  # what a schema that refers to itself finds on the way
+        try:
+            empty = all(
+                all(self.is_impossible(type_, alternative) for alternative in self.forms.of_all(conjunction, type_))
+                for type_ in TYPES
+            )
+        finally:
+            self._depth -= 1
+            del self._empty[conjunction]
+        if empty or self._depth == 0:
+            self._empty[conjunction] = empty
+        return empty
+
+    def is_impossible(self, type_: str, alternative: Alternative) -> bool:
+        """Whether these atoms contradict one another, as far as a shallow look tells."""
+        key = (type_, alternative)
+        known = self._impossible.get(key)
+        if known is None:
+            known = getattr(self, f"_impossible_{type_}")(alternative)
+            if known or self._depth == 0:
+                self._impossible[key] = known
+        return known
+
+    def _impossible_null(self, alternative: Alternative) -> bool:
+        return False
+
+    def _impossible_boolean(self, alternative: Alternative) -> bool:
+        return not booleans(alternative)
+
+    def _impossible_number(self, alternative: Alternative) -> bool:
+        values = number_values(alternative)
+        if values is not None:
+            return not values
+        return all(numbers.is_empty() for numbers in number_ranges(alternative))
+
+    def _impossible_string(self, alternative: Alternative) -> bool:
+        return self.strings.is_impossible(alternative)
+
+    def _impossible_array(self, alternative: Alternative) -> bool:
+        low = max((atom[1] for atom in alternative if atom[0] == "min_items"), default=0)
+        high = min((atom[1] for atom in alternative if atom[0] == "max_items"), default=None)
+        if high is not None and (low > high or high < 0):
+            return True
+        for index in range(min(low, 16)):
+            literals = [
+                a[2] for a in alternative if (a[0] == "item" and a[1] == index) or (a[0] == "from" and a[1] <= index)
+            ]
+            if literals and self.is_empty(literals):
+                return True
+        return False
+
+    def _impossible_object(self, alternative: Alternative) -> bool:
+        required = {
+            atom[1][1] for atom in alternative if atom[0] == "some" and atom[1][0] == "name" and atom[2] == TRUE
+        }
+        high = min((atom[1] for atom in alternative if atom[0] == "max_props"), default=None)
+        if high is not None and high < len(required):
+            return True
+        named: dict[str, list[Literal]] = {}
+        for atom in alternative:
+            if atom[0] == "some" and atom[1][0] == "name":
+                named.setdefault(atom[1][1], []).append(atom[2])
+        for name, needs in named.items():
+            literals = [*needs, *self.literals_of_key(alternative, name)]
+            if FALSE in literals or (len(literals) > 1 and self.is_empty(literals)):
+                return True
+        return False
+
+    def literals_of_key(self, alternative: Alternative, name: str) -> list[Literal]:
+        """What the value of key `name` must satisfy."""
+        return [atom[2] for atom in alternative if atom[0] == "all" and self.key_in(atom[1], name)]
+
+    def key_in(self, keys: tuple[object, ...], name: str) -> bool:
+        """Whether a set of keys has `name`."""
+        kind = keys[0]
+        if kind == "name":
+            return keys[1] == name
+        if kind == "pattern":
+            return self.texts.accepts(self.texts.pattern(str(keys[1])), name)
+        _, names, patterns = keys
+        return name not in names and not any(  # type: ignore[operator]
+            self.texts.accepts(self.texts.pattern(pattern), name)
+            for pattern in patterns  # type: ignore[attr-defined]
+        )
+
+
+def conjoin(literals: Iterable[Literal]) -> Conjunction:
+    """The conjunction, `true` left out."""
+    return frozenset(literal for literal in literals if literal != TRUE)
+
+
+def booleans(alternative: Alternative) -> list[bool]:
+    """The truth values that the atoms allow."""
+    return [value for value in (True, False) if all((value in atom[1]) == atom[2] for atom in alternative)]
+
+
+def number_values(alternative: Alternative) -> list[Fraction] | None:
+    """The numbers that the atoms allow, where one of them is a list of values."""
+    listed = [atom[1] for atom in alternative if atom[0] == "in" and atom[2]]
+    if not listed:
+        return None
+    numbers = _range(alternative)
+    excluded = set().union(*(atom[1] for atom in alternative if atom[0] == "in" and not atom[2]))
+    return [v for v in sorted(frozenset.intersection(*listed)) if numbers.contains(v) and v not in excluded]
+
+
+def number_ranges(alternative: Alternative) -> list[NumberRange]:
+    """The ranges that the atoms allow, where none of them lists values: excluded values split a range."""
+    whole = _range(alternative)
+    ranges = []
+    low, strict = whole.low, whole.low_strict
+    for value in sorted(set().union(*(atom[1] for atom in alternative if atom[0] == "in"))):
+        if whole.contains(value):
+            ranges.append(NumberRange(low, strict, value, True, whole.multiples))
+            low, strict = value, True
+    ranges.append(NumberRange(low, strict, whole.high, whole.high_strict, whole.multiples))
+    return [numbers for numbers in ranges if not numbers.is_empty()]
+
+
+def _range(alternative: Alternative) -> NumberRange:
+    low: tuple[Fraction, bool] | None = None
+    high: tuple[Fraction, bool] | None = None
+    for atom in alternative:
+        if atom[0] == "min" and (low is None or (atom[1], atom[2]) > low):
+            low = (atom[1], atom[2])
+        elif atom[0] == "max" and (high is None or (-atom[1], atom[2]) > (-high[0], high[1])):
+            high = (atom[1], atom[2])
+    multiples = tuple(sorted((atom[1], atom[2]) for atom in alternative if atom[0] == "multiple"))
+    return NumberRange(
+        *(low or (None, False)),
+        *(high or (None, False)),
+        multiples,
+    )
+
+
+def _missing(alternative: Alternative) -> int:
+    raise AssertionError("the lowering of objects and arrays was not connected")

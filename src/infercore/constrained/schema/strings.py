@@ -1,0 +1,101 @@
+"""JSON strings: the text they stand for, their length, every spelling of it."""
+
+from infercore.constrained.machine import Machine
+from infercore.constrained.regex import full_match
+from infercore.constrained.schema.atoms import Alternative
+from infercore.constrained.schema.formats import FORMATS
+from infercore.constrained.schema.texts import Part, Texts
+
+
+class StringStates:
+    """States for string values, in one machine."""
+
+    def __init__(self, machine: Machine, texts: Texts) -> None:
+        self.machine, self.texts = machine, texts
+        self.ret = machine.ret()
+        self._formats: dict[str, int] = {}
+
+    def state(self, alternative: Alternative) -> int:
+        """State that reads a JSON string which the atoms allow, and returns."""
+        low, high = lengths(alternative)
+        values = self.values(alternative)
+        if values is not None:
+            return self._quoted(self.texts.one_of(values), 0, None) if values else self.machine.node()
+        parts = self._parts(alternative)
+        if not parts:
+            return self._quoted(self.texts.any, low, high)
+        if low > 0 or high is not None:
+            parts.append((self.texts.lengths(low, high), True))
+        return self._quoted(self.texts.combine(parts), 0, None)
+
+    def text(self, alternative: Alternative) -> int:
+        """Text config of the strings that the atoms allow; 0 where there are none."""
+        values = self.values(alternative)
+        if values is not None:
+            return self.texts.one_of(values) if values else 0
+        low, high = lengths(alternative)
+        parts = self._parts(alternative)
+        if low > 0 or high is not None:
+            parts.append((self.texts.lengths(low, high), True))
+        return self.texts.combine(parts)
+
+    def is_impossible(self, alternative: Alternative) -> bool:
+        """Whether the atoms contradict one another; patterns are tried on listed values only."""
+        low, high = lengths(alternative)
+        if high is not None and (high < low or high < 0):
+            return True
+        values = self.values(alternative)
+        if values is not None:
+            return not values
+        sides = {(atom[0], atom[1]): set() for atom in alternative if atom[0] in ("pattern", "format")}
+        for atom in alternative:
+            if atom[0] in ("pattern", "format"):
+                sides[(atom[0], atom[1])].add(atom[2])
+        return any(len(signs) == 2 for signs in sides.values())
+
+    def values(self, alternative: Alternative) -> list[str] | None:
+        """The strings that the atoms allow, where one of them is a list of values."""
+        listed = [atom[1] for atom in alternative if atom[0] == "in" and atom[2]]
+        if not listed:
+            return None
+        low, high = lengths(alternative)
+        parts = self._parts(alternative, with_values=False)
+        excluded = set().union(*(atom[1] for atom in alternative if atom[0] == "in" and not atom[2]))
+        return [
+            value
+            for value in sorted(frozenset.intersection(*listed))
+            if value not in excluded
+            and len(value) >= low
+            and (high is None or len(value) <= high)
+            and all(self.texts.accepts(config, value) == holds for config, holds in parts)
+        ]
+
+    def _parts(self, alternative: Alternative, *, with_values: bool = True) -> list[Part]:
+        parts: list[Part] = []
+        for atom in sorted(alternative, key=repr):
+            if atom[0] == "pattern":
+                parts.append((self.texts.pattern(atom[1]), atom[2]))
+            elif atom[0] == "format":
+                parts.append((self._format(atom[1]), atom[2]))
+            elif atom[0] == "in" and with_values and not atom[2]:
+                parts.append((self.texts.one_of(atom[1]), False))
+        return parts
+
+    def _format(self, name: str) -> int:
+        if name not in self._formats:
+            self._formats[name] = self.texts.of_node(full_match(FORMATS[name], ecma=True))
+        return self._formats[name]
+
+    def _quoted(self, text: int, low: int, high: int | None) -> int:
+        if text == 0:
+            return self.machine.node()
+        any_text = self.texts.any if text == self.texts.any else 0
+        spec = self.machine.string_spec(close=self.ret, any_text=any_text, min_length=low, max_length=high)
+        return self.machine.literal(b'"', self.machine.string_body(spec, text))
+
+
+def lengths(alternative: Alternative) -> tuple[int, int | None]:
+    """Bounds on the number of code points."""
+    low = max((atom[1] for atom in alternative if atom[0] == "min_length"), default=0)
+    high = min((atom[1] for atom in alternative if atom[0] == "max_length"), default=None)
+    return low, high
