@@ -49,6 +49,11 @@ def test_soak_agrees_with_the_model() -> None:
     assert main(["--ops", "200", "--policy", "fifo"]) == 0
 
 
+@pytest.mark.parametrize("policy", ["slru", "ghost"])
+def test_policies_with_a_memory_evict_in_the_order_of_the_model(policy: str) -> None:
+    soak(40_000, seed=5, policy=policy, report=lambda _: None)
+
+
 class ForgetsToCopy(ArrayStore):
     def move_slots(self, src: np.ndarray, dst: np.ndarray) -> None:
         pass

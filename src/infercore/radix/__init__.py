@@ -18,7 +18,7 @@ insertion, eviction), `eviction.py`, `layout.py` and
 
 from infercore.radix.allocator import PageAllocator
 from infercore.radix.cache import PrefixCache
-from infercore.radix.eviction import FIFO, LFU, LRU, Policy, Priority
+from infercore.radix.eviction import FIFO, LFU, LRU, SLRU, GhostHistory, Policy, Priority
 from infercore.radix.pool import KVPool
 from infercore.radix.sequence import Sequence, block_table, slot_mapping
 from infercore.radix.types import CacheStats, Match, Namespace, PageCounts, PageStore
@@ -27,7 +27,9 @@ __all__ = [
     "FIFO",
     "LFU",
     "LRU",
+    "SLRU",
     "CacheStats",
+    "GhostHistory",
     "KVPool",
     "Match",
     "Namespace",

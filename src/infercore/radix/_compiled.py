@@ -27,7 +27,7 @@ BUCKET = 4  # hash table: first node of each bucket, -1 if empty
 CHAIN = 5  # hash table: next node in the same bucket
 STAMP = 6  # clock at the last access that ended here or below a child that has left
 ROOT = 7  # root of the namespace the page is cached in
-AUX = 8  # what the policy counts, if it counts: uses, or a priority
+AUX = 8  # what the policy counts, if it counts: uses, a priority, or 1 for "seen before"
 NUM_FIELDS = 8
 
 ABSENT = -1
@@ -37,7 +37,16 @@ _MARKED = -3  # PARENT while an insert checks that no page is named twice
 # Entries of `header` (int64).
 NUM_PAGES, PAGE_SIZE, NUM_FREE, NUM_CACHED, NUM_HELD, HEAP_SIZE, CLOCK, CURSOR = 0, 1, 2, 3, 4, 5, 6, 7
 NUM_REMOVED, NUM_COMPARED, POLICY, HAS_AUX, NUM_BUCKETS, SEED, NUM_EVICTED = 8, 9, 10, 11, 12, 13, 14
+BONUS = 15  # SLRU, GHOST: how many clock ticks longer a page lives that was seen before
+GHOST_PAGES, GHOST_SLOTS, GHOST_NEXT = (
+    16,
+    17,
+    18,
+)  # evicted prefixes remembered, places in their table, next in the ring
 HEADER_SIZE = 24
+
+# `ghost` (int64): hash of the prefix that ends at each page [num_pages]; a ring of the last evicted [GHOST_PAGES]; a
+# table of them [GHOST_SLOTS], -1 empty, whose entries are places in the ring.
 
 # Policies, the values of header[POLICY].
 LRU, FIFO, LFU, SLRU, PRIORITY, GHOST = 0, 1, 2, 3, 4, 5
@@ -88,14 +97,14 @@ def match_pages(header, fields, tokens, query, root, touch, hold, out):
         for i in range(count):
             _hold(header, fields, out[i])
     if touch and count > 0:
-        _touch(header, fields, node)
+        _touch(header, fields, node, True)
     return count
 
 
 @no_type_check
 @compiled
 def insert_pages(
-    header, fields, tokens, free_in_block, heap_ids, heap_keys, query, first, node, pages, adopt, aux, out
+    header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, query, first, node, pages, adopt, aux, out
 ):
     """Hang logical pages `first`.. of `query` below `node`, page i standing in `pages[i]`; returns how many are new.
 
@@ -141,19 +150,28 @@ def insert_pages(
                 pages[i] = at
     out[0] = num_freed
     root = at if at == 0 or at >= header[NUM_PAGES] else fields[ROOT, at]
+    if stop > first and header[POLICY] >= SLRU and header[POLICY] != PRIORITY:
+        fields[AUX, at] = 1
+    now = header[CLOCK] + 1 + last - stop
+    known = header[POLICY] == GHOST
     for i in range(stop, last):
         page = pages[i]
         _copy(tokens, page * page_size, query, i * page_size, page_size)
-        fields[STAMP, page] = header[CLOCK] + 1
+        fields[STAMP, page] = now
         fields[ROOT, page] = root
         if header[HAS_AUX]:
             fields[AUX, page] = 0
+        if header[POLICY] == GHOST:
+            ghost[page] = _prefix_hash(header, ghost, query, i * page_size, at)
+            known = known and _forget(header, ghost, ghost[page])
+            fields[AUX, page] = 1 if known else 0
         fields[REFS, page] += 1
         header[NUM_HELD] += 1
         _link(header, fields, tokens, heap_ids, heap_keys, page, at)
         at = page
     if last > first:
-        _touch(header, fields, at)
+        header[CLOCK] = now - 1
+        _touch(header, fields, at, stop == last)
         if header[POLICY] == PRIORITY and aux > fields[AUX, at]:
             fields[AUX, at] = aux
     return last - stop
@@ -161,7 +179,7 @@ def insert_pages(
 
 @no_type_check
 @compiled
-def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, after, out, parents):
+def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, count, after, out, parents):
     """Take `count` free pages into `out`, evicting as needed; returns how many were evicted, or -1: nothing changed.
 
     Contiguous runs are preferred, and the page behind `after` (-1: no wish) for the first of them. The evicted pages
@@ -172,7 +190,7 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, c
     if missing > 0:
         if missing > header[NUM_CACHED] - header[NUM_HELD]:
             return -1
-        num_evicted = evict_pages(
+        num_evicted = _evict(
             header, fields, tokens, free_in_block, heap_ids, heap_keys, missing, -1, out[count:], parents
         )
         if num_evicted < missing:  # leaves that someone holds stand before pages that nobody holds: put all back
@@ -187,18 +205,27 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, c
                 if fields[CHILDREN, page] == 0:
                     _push(header, fields, heap_ids, heap_keys, page)
             return -1
+        _remember_all(header, ghost, out[count:], num_evicted)
     _take(header, fields, free_in_block, count, after, out)
     return num_evicted
 
 
 @no_type_check
 @compiled
-def evict_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents):
+def evict_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, count, root, out, parents):
     """Evict up to `count` pages, worst leaf first, each branch from its tail; their ids go to `out`, returns how many.
 
-    root: evict from this namespace only, -1 for any. Leaves that someone holds are passed over. `parents[i]` is where
-    `out[i]` hung.
+    root: evict from this namespace only, -1 for any. Leaves that someone holds are passed over. `parents` is scratch.
     """
+    done = _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents)
+    _remember_all(header, ghost, out, done)
+    return done
+
+
+@no_type_check
+@compiled
+def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents):
+    """As `evict_pages`, without a trace in the history; `parents[i]` is where `out[i]` hung."""
     done = 0
     follow = -1  # a parent no fresher than the page that just left it: next without a search
     while done < count:
@@ -273,7 +300,7 @@ def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out
 
 @no_type_check
 @compiled
-def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, node, out, marks):
+def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, node, out, marks):
     """Take `node` and all below it out of the tree (of a root: only what is below it); ids to `out`, returns how many.
 
     Pages that nobody else holds are freed; the others stay with their holders. `marks` (int8 [nodes]) is scratch.
@@ -441,21 +468,105 @@ def _unlink(header, fields, tokens, page):
     if header[POLICY] != FIFO and fields[STAMP, page] > fields[STAMP, parent]:
         fields[STAMP, parent] = fields[STAMP, page]
     if header[HAS_AUX]:
-        if header[POLICY] == PRIORITY:
-            fields[AUX, parent] = max(fields[AUX, parent], fields[AUX, page])
-        else:
+        if header[POLICY] == LFU:
             fields[AUX, parent] = min(fields[AUX, parent] + fields[AUX, page], 1 << 30)
+        else:
+            fields[AUX, parent] = max(fields[AUX, parent], fields[AUX, page])
 
 
 @no_type_check
 @compiled
-def _touch(header, fields, node):
-    """Count a use that ends at `node`."""
+def _touch(header, fields, node, again):
+    """Count a use that ends at `node`; `again` if the page was cached before."""
     header[CLOCK] += 1
     if header[POLICY] != FIFO:
         fields[STAMP, node] = header[CLOCK]
-    if header[HAS_AUX] and header[POLICY] != PRIORITY:
+    if header[POLICY] == LFU:
         fields[AUX, node] = min(fields[AUX, node] + 1, 1 << 30)
+    elif again and (header[POLICY] == SLRU or header[POLICY] == GHOST):
+        fields[AUX, node] = 1
+
+
+@no_type_check
+@compiled
+def _prefix_hash(header, ghost, query, start, parent):
+    """62-bit hash of the prefix that ends with the page of tokens at `query[start:]`, below `parent`."""
+    above = parent + 1 if parent == 0 or parent >= header[NUM_PAGES] else ghost[parent]
+    low = header[SEED] ^ (above & 0x7FFFFFFF)
+    high = above >> 31
+    for i in range(header[PAGE_SIZE]):
+        product = (low ^ query[start + i]) * 1640531527
+        low = (product ^ (product >> 31)) & 0x7FFFFFFF
+        product = ((high + i) ^ query[start + i]) * 1103515245
+        high = (product ^ (product >> 29)) & 0x7FFFFFFF
+    return (np.int64(high) << 31) | np.int64(low)
+
+
+@no_type_check
+@compiled
+def _ghost_slot(header, ghost, hashed):
+    """Place of `hashed` in the table of evicted prefixes, or the empty place where it would go."""
+    ring = header[NUM_PAGES]
+    table = ring + header[GHOST_PAGES]
+    slot = ((hashed & 0x7FFFFFFF) * header[GHOST_SLOTS]) >> 31
+    while ghost[table + slot] >= 0 and ghost[ring + ghost[table + slot]] != hashed:
+        slot += 1
+        if slot == header[GHOST_SLOTS]:
+            slot = 0
+    return slot
+
+
+@no_type_check
+@compiled
+def _remember_all(header, ghost, pages, count):
+    if header[POLICY] == GHOST:
+        for i in range(count):
+            _remember(header, ghost, ghost[pages[i]])
+
+
+@no_type_check
+@compiled
+def _remember(header, ghost, hashed):
+    """Add an evicted prefix to the history; the oldest one leaves."""
+    if header[GHOST_PAGES] == 0:
+        return
+    _forget(header, ghost, hashed)
+    ring = header[NUM_PAGES]
+    place = header[GHOST_NEXT]
+    oldest = ghost[ring + place]
+    if oldest >= 0:
+        _forget(header, ghost, oldest)
+    ghost[ring + place] = hashed
+    ghost[ring + header[GHOST_PAGES] + _ghost_slot(header, ghost, hashed)] = place
+    header[GHOST_NEXT] = place + 1 if place + 1 < header[GHOST_PAGES] else 0
+
+
+@no_type_check
+@compiled
+def _forget(header, ghost, hashed):
+    """Take a prefix out of the history; whether it was there. Later entries of its cluster move up."""
+    if header[GHOST_PAGES] == 0:
+        return False
+    slots = header[GHOST_SLOTS]
+    ring = header[NUM_PAGES]
+    table = ring + header[GHOST_PAGES]
+    hole = _ghost_slot(header, ghost, hashed)
+    if ghost[table + hole] < 0:
+        return False
+    ghost[ring + ghost[table + hole]] = -1
+    ghost[table + hole] = -1
+    slot = hole
+    while True:
+        slot = slot + 1 if slot + 1 < slots else 0
+        entry = ghost[table + slot]
+        if entry < 0:
+            return True
+        home = ((ghost[ring + entry] & 0x7FFFFFFF) * slots) >> 31
+        # Its home lies (cyclically) at or before the hole: it may move there.
+        if (slot - home) % slots >= (slot - hole) % slots:
+            ghost[table + hole] = entry
+            ghost[table + slot] = -1
+            hole = slot
 
 
 @no_type_check
@@ -558,9 +669,11 @@ def _find_run(header, fields, free_in_block, count):
 @no_type_check
 @compiled
 def _key(header, fields, page):
-    """What the policy orders leaves by, least first out; it may only grow while a leaf waits."""
+    """What the policy orders leaves by, least first out; it only grows while a leaf waits."""
     if header[POLICY] == LRU or header[POLICY] == FIFO:
         return np.int64(fields[STAMP, page])
+    if header[POLICY] == SLRU or header[POLICY] == GHOST:
+        return np.int64(fields[STAMP, page]) + fields[AUX, page] * header[BONUS]
     return (np.int64(fields[AUX, page]) << 32) | np.int64(fields[STAMP, page])
 
 

@@ -68,7 +68,7 @@ class PageAllocator:
         """
         pages = as_page_ids(page_ids)
         freed = np.empty(len(pages), np.int32)
-        header, fields, _, free_in_block, heap_ids, heap_keys = self.layout
+        header, fields, _, free_in_block, heap_ids, heap_keys, _ = self.layout
         num_freed = c.release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, freed)
         if num_freed < 0:
             raise ValueError(

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from types import EllipsisType
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from infercore.errors import OutOfPages
 from infercore.radix import _compiled as c
 from infercore.radix.allocator import PageAllocator, as_page_ids
-from infercore.radix.eviction import LRU, Policy
+from infercore.radix.eviction import LRU, Policy, settings_of
 from infercore.radix.layout import make_layout, with_more_namespaces
 from infercore.radix.render import Decode, as_graphviz, as_text, runs_below
 from infercore.radix.sequence import Sequence
@@ -49,12 +50,10 @@ class PrefixCache:
             policy: eviction order, see `eviction.py`; None is `LRU()`.
             poison: for tests, have the store fill every freed page with NaN.
         """
-        policy = LRU() if policy is None else policy
+        settings = settings_of(LRU() if policy is None else policy, num_pages, page_size)
         self.store = store
         self.page_size = page_size
-        self.allocator = PageAllocator(
-            num_pages, layout=make_layout(num_pages, page_size, policy=policy.code, has_aux=policy.has_aux)
-        )
+        self.allocator = PageAllocator(num_pages, layout=make_layout(num_pages, page_size, **asdict(settings)))
         self._poison = poison
         self._lock = threading.RLock()
         self._roots: dict[Namespace, int] = {None: 0}

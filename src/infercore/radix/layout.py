@@ -18,7 +18,8 @@ class Layout(NamedTuple):
     """Arrays of one pool of pages; several objects may look at the same ones, under one lock.
 
     header: int64 counters and settings. fields: int32 `[rows, nodes]`. tokens: int32, the tokens of each cached page at
-    its slots. free_in_block: free pages per block of 64. heap_ids, heap_keys: leaves that wait for eviction.
+    its slots. free_in_block: free pages per block of 64. heap_ids, heap_keys: leaves that wait for eviction. ghost:
+    hashes of evicted prefixes, for the policy that remembers them.
     """
 
     header: npt.NDArray[np.int64]
@@ -27,6 +28,7 @@ class Layout(NamedTuple):
     free_in_block: npt.NDArray[np.int32]
     heap_ids: npt.NDArray[np.int32]
     heap_keys: npt.NDArray[np.int64]
+    ghost: npt.NDArray[np.int64]
 
     @property
     def size_bytes(self) -> int:
@@ -38,15 +40,23 @@ class Layout(NamedTuple):
 
 
 def make_layout(
-    num_pages: int, page_size: int, *, num_namespaces: int = 0, policy: int = c.LRU, has_aux: bool = False
+    num_pages: int,
+    page_size: int,
+    *,
+    policy: int = c.LRU,
+    has_aux: bool = False,
+    bonus: int = 0,
+    num_ghosts: int = 0,
 ) -> Layout:
-    """All pages free, an empty tree, roots for the default namespace and `num_namespaces` more."""
+    """All pages free, an empty tree, and the root of the default namespace.
+
+    bonus, num_ghosts: of the policies that know pages they have seen before; see `eviction.py`.
+    """
     if num_pages < 2:
         raise ValueError(f"num_pages is {num_pages}, expected at least 2; page 0 is reserved")
     if page_size < 1:
         raise ValueError(f"page_size is {page_size}, expected at least 1")
-    num_nodes = num_pages + num_namespaces
-    if num_nodes * page_size >= 2**31:
+    if num_pages * page_size >= 2**31:
         raise ValueError(
             f"{num_pages} pages of {page_size} tokens are {num_pages * page_size} slots, expected fewer than 2**31"
         )
@@ -55,14 +65,16 @@ def make_layout(
     header[c.PAGE_SIZE] = page_size
     header[c.NUM_FREE] = num_pages - 1
     header[c.CURSOR] = 1
-    header[c.NUM_BUCKETS] = num_nodes
+    header[c.NUM_BUCKETS] = num_pages
     header[c.SEED] = int.from_bytes(os.urandom(4), "little") >> 1
     header[c.POLICY] = policy
     header[c.HAS_AUX] = has_aux
-    fields = np.zeros((c.NUM_FIELDS + has_aux, num_nodes), np.int32)
+    header[c.BONUS] = min(bonus, 2**40)
+    header[c.GHOST_PAGES] = num_ghosts
+    header[c.GHOST_SLOTS] = 2 * num_ghosts
+    fields = np.zeros((c.NUM_FIELDS + has_aux, num_pages), np.int32)
     fields[c.PARENT] = c.ABSENT
     fields[c.PARENT, 0] = c.IS_ROOT
-    fields[c.PARENT, num_pages:] = c.IS_ROOT
     fields[c.FIRST] = -1
     fields[c.BUCKET] = -1
     free_in_block = np.full(-(-num_pages // c.BLOCK), c.BLOCK, np.int32)
@@ -75,6 +87,7 @@ def make_layout(
         free_in_block,
         np.zeros(num_pages, np.int32),
         np.zeros(num_pages, np.int64),
+        np.full(num_pages + 3 * num_ghosts if policy == c.GHOST else 0, -1, np.int64),
     )
 
 

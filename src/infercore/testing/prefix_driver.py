@@ -16,7 +16,7 @@ import numpy.typing as npt
 from infercore.errors import OutOfPages
 from infercore.radix import Match, PrefixCache, block_table
 from infercore.radix import Sequence as PageSequence
-from infercore.testing.prefix_model import Path, PrefixModel
+from infercore.testing.prefix_model import Order, Path, PrefixModel
 
 _POISON = -1
 
@@ -309,14 +309,14 @@ class PrefixDriver:
         count = len(path) - 1
         if not track.publishes or count <= track.num_published:
             return 0
-        known = self.model.longest(path)
+        num_own, known = track.num_published, self.model.longest(path)
         for i, page in enumerate(known):
             if pages[i] != page:
                 self.model.holders[pages[i]] -= 1
                 self.model.holders[page] += 1
                 pages[i] = page
         track.num_published = count
-        return self.model.insert(path, pages[:count]) * size
+        return self.model.insert(path, pages[:count], num_own=num_own) * size
 
     def _trimmed(self, track: Track, before: npt.NDArray[np.int32]) -> None:
         """Pages behind the last committed token have gone back."""
@@ -344,10 +344,12 @@ class PrefixDriver:
             raise AssertionError(f"{what}: found {found}, expected {expected}")
 
 
-def make_driver(cache: PrefixCache, store: ArrayStore, *, order: str = "lru") -> PrefixDriver:
-    """A driver around an empty cache whose store is `store`."""
-    num_pages = store.rows.shape[0]
-    return PrefixDriver(cache, store, PrefixModel(num_pages, cache.page_size, order=order))  # type: ignore[arg-type]
+def make_driver(
+    cache: PrefixCache, store: ArrayStore, *, order: Order = "lru", bonus: int = 0, num_ghosts: int = 0
+) -> PrefixDriver:
+    """A driver around an empty cache whose store is `store`; `order` and the rest as in `PrefixModel`."""
+    model = PrefixModel(store.rows.shape[0], cache.page_size, order=order, bonus=bonus, num_ghosts=num_ghosts)
+    return PrefixDriver(cache, store, model)
 
 
 __all__ = ["ArrayStore", "Path", "PrefixDriver", "Track", "make_driver"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from infercore.testing.prefix_driver import ArrayStore, PrefixDriver, make_driver
+from infercore.testing.prefix_model import Order
 
 _WHICH = st.integers(0, 7)
 _TOKENS = st.lists(st.integers(0, 1), max_size=14)
@@ -22,11 +23,11 @@ _NAMESPACE = st.sampled_from([None, "a"])
 
 
 def prefix_cache_machine(
-    make_cache: Callable[[int, int, ArrayStore], Any], *, order: str = "lru"
+    make_cache: Callable[[int, int, ArrayStore], Any], *, order: Order = "lru"
 ) -> type[RuleBasedStateMachine]:
     """A state machine class for caches that `make_cache(num_pages, page_size, store)` makes.
 
-    order: how the cache evicts: "lru", "fifo", "lfu" or "priority".
+    order: how the cache evicts; see `PrefixModel`.
     """
 
     class PrefixCacheMachine(RuleBasedStateMachine):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Path: TypeAlias = tuple[Any, ...]
-Order: TypeAlias = Literal["lru", "fifo", "lfu", "priority"]
+Order: TypeAlias = Literal["lru", "fifo", "lfu", "priority", "seen"]
 
 
 @dataclass
@@ -22,18 +22,27 @@ class Entry:
     used: int
     num_uses: int = 0
     priority: int = 0
+    was_seen: bool = False
 
 
 @dataclass
 class PrefixModel:
-    """Cached prefixes of a pool of `num_pages` pages, page 0 reserved; `holders` counts references from outside."""
+    """Cached prefixes of a pool of `num_pages` pages, page 0 reserved; `holders` counts references from outside.
+
+    bonus, num_ghosts: for the order "seen" (least recent first, but a page that was seen before counts as used `bonus`
+    ticks later; the last `num_ghosts` evictions are remembered). The clock ticks once per use and per new page.
+    """
 
     num_pages: int
     page_size: int
     order: Order = "lru"
+    bonus: int = 0
+    num_ghosts: int = 0
     cached: dict[Path, Entry] = field(default_factory=dict)
     holders: Counter[int] = field(default_factory=Counter)
     clock: int = 0
+    num_evicted: int = 0
+    ghosts: dict[Path, int] = field(default_factory=dict)  # evicted prefixes, and the how manieth eviction it was
 
     def path(self, namespace: Hashable, token_ids: Iterable[int]) -> Path:
         """The path of the whole pages of `token_ids`."""
@@ -51,26 +60,38 @@ class PrefixModel:
             pages.append(entry.page_id)
         return pages
 
-    def touch(self, path: Path, num_pages: int) -> None:
-        """Count a use of the first `num_pages` pages of `path`."""
+    def touch(self, path: Path, num_pages: int, *, seen: bool = True) -> None:
+        """Count a use of the first `num_pages` pages of `path`; `seen`: they were there before."""
         if num_pages:
             self.clock += 1
         for end in range(2, num_pages + 2):
             entry = self.cached[path[:end]]
             entry.used = self.clock
             entry.num_uses += 1
+            entry.was_seen |= seen
 
-    def insert(self, path: Path, page_ids: list[int], priority: int = 0) -> int:
-        """Cache `path`; where a prefix is cached its page stays. Returns the pages newly cached."""
-        num_new = 0
-        for end in range(2, len(path) + 1):
-            if path[:end] not in self.cached:
-                self.cached[path[:end]] = Entry(page_ids[end - 2], self.clock + 1, self.clock + 1)
-                num_new += 1
+    def insert(self, path: Path, page_ids: list[int], priority: int = 0, *, num_own: int = 0) -> int:
+        """Cache `path`; where a prefix is cached its page stays. Returns the pages newly cached.
+
+        num_own: pages at the start that the caller cached itself; finding just these is not seeing them again.
+        """
+        num_pages = len(path) - 1
+        num_known = len(self.longest(path))
+        self.clock += num_pages - num_known
+        self.touch(path, num_known, seen=num_known > num_own)
+        self.clock -= num_known > 0
+        remembered = True
+        for end in range(num_known + 2, len(path) + 1):
+            remembered = remembered and self._pop_ghost(path[:end])
+            if remembered:  # whoever saw a prefix saw what it begins with
+                for shorter in range(2, end):
+                    self.cached[path[:shorter]].was_seen = True
+            now = self.clock + 1
+            self.cached[path[:end]] = Entry(page_ids[end - 2], now, now, num_uses=1, was_seen=remembered)
+        self.clock += num_pages > 0
         for end in range(2, len(path) + 1):
             self.cached[path[:end]].priority = max(self.cached[path[:end]].priority, priority)
-        self.touch(path, len(path) - 1)
-        return num_new
+        return num_pages - num_known
 
     def cached_pages(self) -> set[int]:
         return {entry.page_id for entry in self.cached.values()}
@@ -102,12 +123,18 @@ class PrefixModel:
                 break
             worst = min(leaves, key=lambda path: self._rank(self.cached[path]))
             gone.append(self.cached.pop(worst).page_id)
+            self.num_evicted += 1
+            self.ghosts[worst] = self.num_evicted
         return gone
 
     def remove_below(self, path: Path) -> list[int]:
         """Forget `path` and everything below it; returns the pages."""
         gone = [known for known in self.cached if known[: len(path)] == path]
         return [self.cached.pop(known).page_id for known in gone]
+
+    def _pop_ghost(self, path: Path) -> bool:
+        """Whether `path` is among the last `num_ghosts` evicted, which it leaves."""
+        return self.num_evicted - self.ghosts.pop(path, -self.num_ghosts) < self.num_ghosts
 
     def _rank(self, entry: Entry) -> tuple[int, int]:
         match self.order:
@@ -119,3 +146,5 @@ class PrefixModel:
                 return (entry.num_uses, entry.used)
             case "priority":
                 return (entry.priority, entry.used)
+            case "seen":
+                return (0, entry.used + self.bonus * entry.was_seen)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from infercore.radix import FIFO, LFU, LRU, PrefixCache, Priority
+from infercore.radix import FIFO, LFU, LRU, SLRU, GhostHistory, Policy, PrefixCache, Priority
 from infercore.testing.prefix_driver import ArrayStore, PrefixDriver, make_driver
 
-_POLICIES: dict[str, Any] = {"lru": LRU, "fifo": FIFO, "lfu": LFU, "priority": Priority}
+_POLICIES = ("lru", "fifo", "lfu", "priority", "slru", "ghost")
 _NAMESPACES: tuple[Any, ...] = (None, "a", 7)
 
 
@@ -46,8 +46,23 @@ def soak(num_ops: int, *, seed: int = 0, policy: str = "lru", report: Callable[[
 def _fresh(draw: random.Random, policy: str) -> PrefixDriver:
     num_pages, page_size = draw.randint(6, 48), draw.choice([1, 2, 3, 4])
     store = ArrayStore(num_pages, page_size)
-    cache = PrefixCache(num_pages, page_size, store=store, policy=_POLICIES[policy](), poison=True)
-    return make_driver(cache, store, order=policy)
+    records, bonus, num_ghosts = _policy(policy, num_pages, page_size, draw)
+    cache = PrefixCache(num_pages, page_size, store=store, policy=records, poison=True)
+    order: Any = "seen" if policy in ("slru", "ghost") else policy
+    return make_driver(cache, store, order=order, bonus=bonus, num_ghosts=num_ghosts)
+
+
+def _policy(name: str, num_pages: int, page_size: int, draw: random.Random) -> tuple[Policy, int, int]:
+    """The policy, and what the model needs to follow it: ticks of bonus and how many evicted prefixes it remembers."""
+    match name:
+        case "slru":
+            return SLRU(2.0), 2 * num_pages, 0
+        case "ghost":
+            horizon, factor = draw.choice([0, 3, 40]) * num_pages, draw.choice([0.0, 0.5, 2.0])
+            policy = GhostHistory(horizon * page_size, factor)
+            return policy, max(0, horizon - num_pages), min(int(factor * num_pages), horizon)
+    plain: dict[str, Policy] = {"lru": LRU(), "fifo": FIFO(), "lfu": LFU(), "priority": Priority()}
+    return plain[name], 0, 0
 
 
 def _one(draw: random.Random, driver: PrefixDriver) -> None:
@@ -109,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infercore.testing.soak", description=__doc__)
     parser.add_argument("--ops", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--policy", choices=sorted(_POLICIES), default="lru")
+    parser.add_argument("--policy", choices=_POLICIES, default="lru")
     options = parser.parse_args(arguments)
     try:
         soak(options.ops, seed=options.seed, policy=options.policy)
