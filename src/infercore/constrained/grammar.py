@@ -161,8 +161,8 @@ class Grammar:
         while at < data.size:
             recording = bool(machine.tables.status[config] & c.RECORDS)
             begin = at
-            stop = c.RECORDS | c.PENDING
-            config, at = machine.step(config, data, at, stop)
+            piece = data[: at + 1] if recording else data  # byte by byte inside a key whose text must be known
+            config, at = machine.step(config, piece, at, c.RECORDS | c.PENDING)
             if config == 0:
                 return -1
             status = machine.tables.status[config]

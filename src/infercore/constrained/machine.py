@@ -311,9 +311,10 @@ class Machine:
         return deadline
 
     def _expand(self, state: int) -> None:
-        expander = self._expanders.pop(state, None)
+        expander = self._expanders.get(state)
         if expander is not None:
             expander(state)
+            del self._expanders[state]
             return
         kind, spec, text = self.tables.native_key[state, :3].tolist()
         if kind != c.STUB:

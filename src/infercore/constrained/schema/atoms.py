@@ -155,6 +155,8 @@ class Forms:
             return YES if (type_ in names) == holds else NO
         if keyword in ("enum", "const"):
             return self._enum(value if keyword == "enum" else [value], place, type_, holds)
+        if keyword in ("$recursiveRef", "$dynamicRef") and not self.document.is_static(value, place):
+            raise fail("this reference depends on the path taken to it, which cannot be enforced; use $ref")
         if keyword in ("$ref", "$recursiveRef", "$dynamicRef"):
             return self.of(_polar(self.document.resolve(value, place), holds), type_)
         if keyword == "allOf":
@@ -195,10 +197,10 @@ class Forms:
         live = [option for option in options if self.of(option, type_)]
         result: list[Form] = []
         if holds:
-            for option in live:
+            for i, option in enumerate(live):
                 form = self.of(option, type_)
-                for other in live:
-                    if other is not option and (other == option or self.both(form, self.of(other, type_), type_)):
+                for j, other in enumerate(live):
+                    if i != j and (other == option or self.both(form, self.of(other, type_), type_)):
                         form = self.both(form, self.of(_polar(other, False), type_), type_)
                 result.append(form)
             return self.either(result)

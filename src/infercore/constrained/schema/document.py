@@ -53,6 +53,7 @@ class Document:
         self._of_schema: dict[int, int] = {}
         self._by_uri: dict[str, int] = {}
         self._synthetic: dict[str, int] = {}
+        self._anchors: dict[str, int] = {}  # how many places have a dynamic anchor of this name
         self.places.append(Place(True, "", "", 2020))
         self.root_place = self._scan(self.root, "", "", 2020)
 
@@ -114,6 +115,13 @@ class Document:
             known = self._scan(schema, parent.base, pointer, parent.draft)
         return self._as_literal(known)
 
+    def is_static(self, reference: Json, place: Place) -> bool:
+        """Whether a dynamic reference can only ever point to one place."""
+        if reference == "#":
+            return self._anchors.get("#recursive", 0) <= 1 and place.base == self.places[self.root_place].base
+        name = str(reference).partition("#")[2]
+        return name.startswith("/") or self._anchors.get(name, 0) <= 1
+
     def _as_literal(self, index: int) -> Literal:
         schema = self.places[index].schema
         if isinstance(schema, bool):
@@ -155,6 +163,10 @@ class Document:
         for keyword in ("$anchor", "$dynamicAnchor"):
             if isinstance(schema.get(keyword), str):
                 self._by_uri.setdefault(f"{base}#{schema[keyword]}", index)
+        if isinstance(schema.get("$dynamicAnchor"), str):
+            self._anchors[schema["$dynamicAnchor"]] = self._anchors.get(schema["$dynamicAnchor"], 0) + 1
+        if schema.get("$recursiveAnchor") is True:
+            self._anchors["#recursive"] = self._anchors.get("#recursive", 0) + 1
         for keyword, value in schema.items():
             at = f"{pointer}/{keyword}"
             if keyword in _IN_ONE and isinstance(value, dict | bool):
