@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.hf.drafters import OracleDrafter
 
+from infercore.constrained import json_schema
 from infercore.demo.fetch import smollm2_path
 from infercore.hf import Engine
 
@@ -69,8 +70,6 @@ def test_ragged_batch_warm_prefix_and_drafts_equal_hf(loaded, truth, kind):
 
 def test_forced_tokens_give_the_logits_of_a_plain_forward(loaded):
     """Jump-forward fixes the spelling of forced text; every position's logits must be those of that very text."""
-    from infercore.constrained import json_schema
-
     model, tokenizer = loaded
     schema = {
         "type": "object",

@@ -102,6 +102,10 @@ class RequestStats:
         """1 + accepted draft tokens per sampling forward; 1.0 without speculation."""
         return 1 + self.num_accepted_tokens / max(1, self.num_sampling_forwards)
 
+    def time_per_token_s(self, num_output_tokens: int) -> float:
+        """Mean time between output tokens after the first."""
+        return (self.total_time_s - self.time_to_first_token_s) / max(1, num_output_tokens - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
