@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "lang": LEAVES | PARTS | {"hf"},
     "testing": LEAVES | PARTS | {"hf", "lang"},
     "demo": LEAVES | PARTS | {"hf", "lang"},
+    "__main__": {"cli"},
     "cli": LEAVES | PARTS | {"hf", "lang", "testing", "demo"},
 }
 HEAVY = {"torch", "triton", "transformers", "numba", "tokenizers", "accelerate", "gguf", "rich", "pydantic"}

