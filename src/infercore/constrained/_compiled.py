@@ -22,18 +22,21 @@ STRING = 5  # inside a JSON string: a = spec, b = config of the decoded text, c 
 
 # Entries of `header` (int64).
 NUM_STATES, NUM_CONFIGS, NUM_STACKS, NUM_PAIRS, NUM_NATIVE = 0, 1, 2, 3, 4
-NEED_WHAT, NEED_ARG, POSITION, STAMP, MAX_DEPTH, NEED_CONFIG = 5, 6, 7, 8, 9, 10
+NEED_WHAT, NEED_ARG, POSITION, STAMP, MAX_DEPTH, NEED_CONFIG, ANY_CONFIG, REACH = 5, 6, 7, 8, 9, 10, 11, 12
 HEADER_SIZE = 16
+
+# ANY_CONFIG: the config that reads any text. REACH: code points that one token may add.
 
 # What NEED asks for, in header[NEED_WHAT].
 EXPAND, PYTHON_ROW, GROW_STATES, GROW_CONFIGS, GROW_STACKS, GROW_PAIRS, GROW_WORK, TOO_DEEP = 1, 2, 3, 4, 5, 6, 7, 8
+DISTANCE = 9
 NEED = -1
 
 # Bits of `status` (uint8, one per config).
-KNOWN, ACCEPTS, FROM_PYTHON, RECORDS, PENDING, FREE = 1, 2, 4, 8, 16, 32
+KNOWN, ACCEPTS, FROM_PYTHON, RECORDS, PENDING, FREE, HAS_ANY, BOUNDED = 1, 2, 4, 8, 16, 32, 64, 128
 
 # Columns of `specs` (int32 [specs, 6]): of JSON strings.
-MIN_LEN, MAX_LEN, CLOSE, RECORD, ANY_TEXT = 0, 1, 2, 3, 4
+MIN_LEN, MAX_LEN, CLOSE, RECORD = 0, 1, 2, 3
 KEY_DONE = -1  # value of CLOSE: the closing quote leads to a stub (spec, config), not to one state
 
 # Modes of a STRING state: stage << 24 | value.
@@ -207,6 +210,71 @@ def _closure(m, state, stack, count):
 
 @no_type_check
 @compiled
+def _is_free(m, state):
+    """Whether no token can bring a STRING state to a bound of its length; its text must have any text among it."""
+    spec = m.node[state, 1]
+    limit = m.specs[spec, MAX_LEN]
+    count = m.node[state, 3]
+    return count >= m.specs[spec, MIN_LEN] and (limit < 0 or limit - count > m.header[REACH])
+
+
+@no_type_check
+@compiled
+def free_config(m, config):
+    """What a FREE config becomes behind plain text that none of its keys or patterns begins with; NEED."""
+    count = 0
+    for i in range(m.pairs_at[config], m.pairs_at[config + 1]):
+        s = m.pairs[i] >> 32
+        if m.node[s, 0] == STRING and m.node[s, 4] == 0 and m.status[m.node[s, 2]] & HAS_ANY and _is_free(m, s):
+            own = native_state(m, STRING, m.node[s, 1], m.header[ANY_CONFIG], m.node[s, 3], 0)
+            if own < 0:
+                return own
+            m.pairs_out[count] = (own << 32) | (m.pairs[i] & 0xFFFFFFFF)
+            count += 1
+    return intern_pairs(m, count)
+
+
+@no_type_check
+@compiled
+def rehash(m, config_hash, native_hash, stack_hash):
+    """Fill empty tables (all -1) for the configs, native states and stacks there are; one of length 1 is left alone."""
+    if config_hash.shape[0] > 1:
+        mask = config_hash.shape[0] - 1
+        for config in range(1, m.header[NUM_CONFIGS]):
+            at = m.pairs_at[config]
+            count = m.pairs_at[config + 1] - at
+            if count > 0:
+                key = np.int64(count)
+                for i in range(at, at + count):
+                    key = ((key ^ (m.pairs[i] >> 32) ^ (m.pairs[i] << 13)) & 0x7FFFFFFF) * 1000003
+                    key ^= key >> 15
+                slot = key & mask
+                while config_hash[slot] >= 0:
+                    slot = (slot + 1) & mask
+                config_hash[slot] = config
+    if native_hash.shape[0] > 1:
+        mask = native_hash.shape[0] - 1
+        own = m.native_key
+        for state in range(1, m.header[NUM_STATES]):
+            if own[state, 0] >= 0:
+                key = np.int64(own[state, 1]) * 1000003 + np.int64(own[state, 2]) * 7919
+                key += np.int64(own[state, 3]) * 104729 + np.int64(own[state, 4]) * 31 + own[state, 0]
+                slot = (key ^ (key >> 15)) & mask
+                while native_hash[slot] >= 0:
+                    slot = (slot + 1) & mask
+                native_hash[slot] = state
+    if stack_hash.shape[0] > 1:
+        mask = stack_hash.shape[0] - 1
+        for stack in range(1, m.header[NUM_STACKS]):
+            parent = np.int64(m.stacks[stack, 1])
+            slot = (np.int64(m.stacks[stack, 0]) * 1000003 + parent * 7919 + (parent >> 7)) & mask
+            while stack_hash[slot] >= 0:
+                slot = (slot + 1) & mask
+            stack_hash[slot] = stack
+
+
+@no_type_check
+@compiled
 def intern_pairs(m, count):
     """Config of `pairs_out[:count]`; 0, the dead config, where that is empty; NEED where there is no room."""
     if count == 0:
@@ -250,9 +318,12 @@ def intern_pairs(m, count):
     if at + count > m.pairs.shape[0]:
         return _need(m, GROW_PAIRS, count)
     status = 0
-    num_free = 0
+    any_at = m.pairs_at[m.header[ANY_CONFIG]]
+    any_end = m.pairs_at[m.header[ANY_CONFIG] + 1]
     for i in range(count):
         m.pairs[at + i] = pairs[i]
+        if any_at < any_end and m.pairs[any_at] == pairs[i]:
+            any_at += 1
         s = pairs[i] >> 32
         kind = m.node[s, 0]
         if kind == RET:
@@ -261,22 +332,20 @@ def intern_pairs(m, count):
             spec = m.node[s, 1]
             if m.specs[spec, RECORD] != 0:
                 status |= RECORDS
-            if (
-                m.specs[spec, ANY_TEXT] == m.node[s, 2]
-                and m.specs[spec, MAX_LEN] < 0
-                and m.node[s, 4] == 0
-                and m.node[s, 3] >= m.specs[spec, MIN_LEN]
-            ):
-                num_free += 1
+            if m.node[s, 4] == 0 and m.status[m.node[s, 2]] & HAS_ANY:
+                if _is_free(m, s):
+                    status |= FREE
+                elif count == 1 and m.node[s, 2] == m.header[ANY_CONFIG]:
+                    status |= BOUNDED
         elif m.pending[s] != 0:
             status |= PENDING
-    if num_free > 0:
-        status |= FREE
+    if any_at == any_end and any_end > 0:
+        status |= HAS_ANY
     m.header[NUM_CONFIGS] = config + 1
     m.header[NUM_PAIRS] = at + count
     m.pairs_at[config + 1] = at + count
     m.status[config] = status
-    m.all_free[config] = 1 if num_free == count else 0
+    m.distance[config] = -1
     table[slot] = config
     return config
 
@@ -363,6 +432,11 @@ def _string_state(m, state, text, more, mode):
             if count >= limit:
                 return np.int64(0)
             count += 1
+            if text != m.header[ANY_CONFIG]:  # what the text still needs must fit
+                if m.distance[text] < 0:
+                    return _need(m, DISTANCE, text)
+                if count + m.distance[text] > limit:
+                    return np.int64(0)
     return native_state(m, STRING, spec, text, count, mode)
 
 
@@ -637,6 +711,39 @@ def walk_trie(m, trie, begin, path, bitmask):
 
 @no_type_check
 @compiled
+def walk_departures(m, trie, node_plain, begin, path, free, bitmask):
+    """As `walk_trie`, for a FREE config whose mask already holds what `free`, its free config, allows.
+
+    Only tokens that begin like one of the keys or patterns are walked; where plain text (node_plain) has led to `free`,
+    what stands in the mask is right.
+    """
+    node_byte, node_depth, node_skip, tokens_at, token_ids = trie
+    i = begin
+    while i < node_byte.shape[0]:
+        depth = node_depth[i]
+        config = path[depth]
+        if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
+            m.header[POSITION] = i
+            return NEED
+        target = m.rows[config, node_byte[i]]
+        if target == free and node_plain[i]:
+            i = node_skip[i]
+        elif target == 0:
+            for t in range(tokens_at[i], tokens_at[node_skip[i]]):
+                token = token_ids[t]
+                bitmask[token >> 5] &= ~(np.uint32(1) << np.uint32(token & 31))
+            i = node_skip[i]
+        else:
+            path[depth + 1] = target
+            for t in range(tokens_at[i], tokens_at[i + 1]):
+                token = token_ids[t]
+                bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
+            i += 1
+    return 0
+
+
+@no_type_check
+@compiled
 def forced_byte(m, config):
     """The one byte that may follow `config`, -1 if there are several or none, or it accepts; -2: NEED.
 
@@ -733,3 +840,43 @@ def build_trie(data, ends, order):
         tokens_at[: nodes + 1].copy(),
         token_ids[:tokens].copy(),
     )
+
+
+@no_type_check
+@compiled
+def plain_nodes(node_byte, node_depth):
+    """uint8 per trie node: 1 where the bytes from the root to it are whole UTF-8 that JSON needs no escape for."""
+    plain = np.zeros(node_byte.shape[0], np.uint8)
+    # by depth: continuation bytes still due (-1: not plain), and the range of the next one
+    due = np.zeros(node_byte.shape[0] + 2, np.int32)
+    least = np.zeros(node_byte.shape[0] + 2, np.int32)
+    most = np.zeros(node_byte.shape[0] + 2, np.int32)
+    for i in range(node_byte.shape[0]):
+        depth = node_depth[i]
+        byte = node_byte[i]
+        after = -1
+        low = 0x80
+        high = 0xBF
+        if due[depth] > 0:
+            if least[depth] <= byte <= most[depth]:
+                after = due[depth] - 1
+        elif due[depth] == 0:
+            if byte < 0x80:
+                if byte >= 0x20 and byte != 0x22 and byte != 0x5C:
+                    after = 0
+            elif 0xC2 <= byte <= 0xDF:
+                after = 1
+            elif 0xE0 <= byte <= 0xEF:
+                after = 2
+                low = 0xA0 if byte == 0xE0 else 0x80
+                high = 0x9F if byte == 0xED else 0xBF
+            elif 0xF0 <= byte <= 0xF4:
+                after = 3
+                low = 0x90 if byte == 0xF0 else 0x80
+                high = 0x8F if byte == 0xF4 else 0xBF
+        due[depth + 1] = after
+        least[depth + 1] = low
+        most[depth + 1] = high
+        if after == 0:
+            plain[i] = 1
+    return plain

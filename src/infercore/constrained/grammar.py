@@ -74,6 +74,7 @@ class Grammar:
         self._recorded_ids: dict[tuple[int, bytes], int] = {}
         self._forced: dict[int, npt.NDArray[np.int32]] = {}
         self._eos = frozenset(vocabulary.eos_token_ids)
+        machine.tables.header[c.REACH] = vocabulary.max_length
         config = machine.start(entry)
         self.start = self._state(config, b"")
 
@@ -206,16 +207,38 @@ class Grammar:
 
     def _compute_mask(self, config: int) -> npt.NDArray[np.uint32]:
         vocabulary, machine = self.vocabulary, self.machine
-        self._path[0] = config
-        if machine.tables.status[config] & c.FREE:
+        status = machine.tables.status[config]
+        if status & c.FREE:
             mask = vocabulary.plain_mask.copy()
-            trie = vocabulary.suffix_trie if machine.tables.all_free[config] else vocabulary.rest_trie
+            free = machine.free_config(config)
+            self._path[0] = free
+            machine.walk(vocabulary.suffix_trie, self._path, mask)
+            if free != config:
+                self._path[0] = config
+                machine.walk_departures(vocabulary.rest_trie, vocabulary.rest_plain, self._path, free, mask)
+        elif status & c.BOUNDED:
+            mask = self._bounded_mask(config)
         else:
             mask = np.zeros(vocabulary.num_words, np.uint32)
-            trie = vocabulary.trie
-        machine.walk(trie, self._path, mask)
+            self._path[0] = config
+            machine.walk(vocabulary.trie, self._path, mask)
         if machine.accepts(config):
             mask |= vocabulary.eos_mask
+        return mask
+
+    def _bounded_mask(self, config: int) -> npt.NDArray[np.uint32]:
+        """Mask inside a JSON string of any text whose length bounds are near: by the length of plain text in a token."""
+        vocabulary, machine = self.vocabulary, self.machine
+        longest = len(vocabulary.plain_masks) - 1
+        room = longest
+        while room > 0 and not machine.after_plain(config, room):
+            room -= 1
+        mask = vocabulary.plain_masks[room].copy()
+        for length, trie in vocabulary.suffix_tries.items():
+            after = machine.after_plain(config, length)
+            if after:
+                self._path[0] = after
+                machine.walk(trie, self._path, mask)
         return mask
 
     def _compute_forced(self, state: int) -> npt.NDArray[np.int32]:

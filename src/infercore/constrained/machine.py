@@ -5,6 +5,7 @@ Python function that is called when a config first contains the state, and then 
 mask and no output has reached. States may refer to one another in any order, which gives recursion.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Tables(NamedTuple):
     stack_hash: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int32]  # [configs, 256] next config, 0 = refused
     status: npt.NDArray[np.uint8]  # [configs] bits
-    all_free: npt.NDArray[np.uint8]  # [configs] 1: every pair is inside an unbounded JSON string
+    distance: npt.NDArray[np.int32]  # [configs] code points that a text config needs at least to accept, -1: unknown
     pairs_at: npt.NDArray[np.int64]  # [configs + 1] where a config's pairs begin
     pairs: npt.NDArray[np.int64]  # state << 32 | stack, sorted within a config
     config_hash: npt.NDArray[np.int32]
@@ -74,7 +75,7 @@ class Machine:
             stack_hash=np.full(1024, -1, np.int32),
             rows=np.zeros((256, 256), np.int32),
             status=np.zeros(256, np.uint8),
-            all_free=np.zeros(256, np.uint8),
+            distance=np.full(256, -1, np.int32),
             pairs_at=np.zeros(257, np.int64),
             pairs=np.zeros(2048, np.int64),
             config_hash=np.full(512, -1, np.int32),
@@ -156,7 +157,6 @@ class Machine:
         self,
         *,
         close: int,
-        any_text: int = 0,
         min_length: int = 0,
         max_length: int | None = None,
         record: bool = False,
@@ -166,14 +166,13 @@ class Machine:
 
         Args:
             close: state after the closing quote, or -1: `key_done(state, text_config)` defines a state for each text.
-            any_text: config that stands for any text at all, so that masks may use slices; 0: none.
             record: outputs remember the text so far while they are inside this string.
         """
         index = self.num_specs
         if index == self.tables.specs.shape[0]:
             self._replace(specs=_longer(self.tables.specs, index + 1))
         limit = -1 if max_length is None else min(max_length, 2**31 - 1)
-        self.tables.specs[index] = (min(min_length, 2**31 - 1), limit, close, record, any_text, 0)
+        self.tables.specs[index] = (min(min_length, 2**31 - 1), limit, close, record, 0, 0)
         self.num_specs += 1
         if key_done is not None:
             self.key_done[index] = key_done
@@ -183,6 +182,11 @@ class Machine:
         """State after the opening quote of a JSON string whose decoded text is read by config `text`."""
         return self._run(lambda: int(c.native_state(self.tables, c.STRING, spec, text, 0, 0)))
 
+    def mark_any(self, config: int) -> None:
+        """Make known which config reads any text, before other text configs are made: masks use slices for it."""
+        self.tables.header[c.ANY_CONFIG] = config
+        self.tables.status[config] |= c.HAS_ANY
+
     def config_from_rows(self, row_maker: Callable[[int], Sequence[int]], *, accepts: bool) -> int:
         """A config whose row Python computes: `row_maker(config)` gives 256 next configs when it is asked for."""
         while self.tables.header[c.NUM_CONFIGS] + 1 >= self.tables.rows.shape[0]:
@@ -191,6 +195,7 @@ class Machine:
         self.tables.header[c.NUM_CONFIGS] = config + 1
         self.tables.pairs_at[config + 1] = self.tables.pairs_at[config]
         self.tables.status[config] = c.FROM_PYTHON | (c.ACCEPTS if accepts else 0)
+        self.tables.distance[config] = -1
         self._row_makers[config] = row_maker
         return config
 
@@ -251,6 +256,71 @@ class Machine:
             begin = int(self.tables.header[c.POSITION])
             deadline = self.serve(deadline)
 
+    def walk_departures(
+        self,
+        trie: tuple[npt.NDArray[np.generic], ...],
+        node_plain: npt.NDArray[np.uint8],
+        path: npt.NDArray[np.int32],
+        free: int,
+        bitmask: npt.NDArray[np.uint32],
+    ) -> None:
+        """Correct a mask of config `free` to one of config path[0], which plain text leads to `free`."""
+        begin, deadline = 0, 0.0
+        while c.walk_departures(self.tables, trie, node_plain, begin, path, free, bitmask) == c.NEED:
+            begin = int(self.tables.header[c.POSITION])
+            deadline = self.serve(deadline)
+
+    def distance(self, config: int) -> int:
+        """Code points that text config `config` needs at least until it accepts; 2**30 where it never does."""
+        known = self.tables.distance
+        if known[config] >= 0:
+            return int(known[config])
+        best = {config: 0}
+        before: dict[int, tuple[int, int]] = {}
+        queue = deque([config])
+        found = -1
+        while queue and found < 0:
+            here = queue.popleft()
+            if self.accepts(here):
+                found = here
+                break
+            row = self.row(here)
+            starts, follows = set(row[:0x80].tolist()) | set(row[0xC0:].tolist()), set(row[0x80:0xC0].tolist())
+            for cost, targets in ((0, follows), (1, starts)):
+                for target in targets - {0}:
+                    if best[here] + cost < best.get(target, 1 << 30):
+                        best[target] = best[here] + cost
+                        before[target] = (here, cost)
+                        if cost:
+                            queue.append(target)
+                        else:
+                            queue.appendleft(target)
+        left = 0 if found >= 0 else 1 << 30
+        self.tables.distance[config if found < 0 else found] = left
+        while found >= 0 and found in before:
+            found, cost = before[found]
+            left += cost
+            self.tables.distance[found] = left
+        return int(self.tables.distance[config])
+
+    def free_config(self, config: int) -> int:
+        """What a FREE config becomes behind plain text that no key or pattern of it begins with."""
+        return self._run(lambda: int(c.free_config(self.tables, config)))
+
+    def after_plain(self, config: int, length: int) -> int:
+        """BOUNDED config after `length` more code points of plain text; 0 where they are too many."""
+        (state, stack), *_ = self.pairs(config)
+        _, spec, text, count, _ = self.tables.node[state].tolist()
+        limit = int(self.tables.specs[spec, c.MAX_LEN])
+        if limit < 0:
+            count = min(count + length, int(self.tables.specs[spec, c.MIN_LEN]))
+        elif count + length > limit:
+            return 0
+        else:
+            count += length
+        after = self._run(lambda: int(c.native_state(self.tables, c.STRING, spec, text, count, 0)))
+        return self.intern([(after, stack)])
+
     def forced_byte(self, config: int) -> int:
         """The one byte that may follow, -1 if there is a choice or the config accepts."""
         deadline = 0.0
@@ -288,17 +358,16 @@ class Machine:
                 self.tables.status[arg] |= c.KNOWN
             else:
                 self.row(arg)
+        elif what == c.DISTANCE:
+            self.distance(arg)
         elif what == c.GROW_STATES:
             self._grow_states()
         elif what == c.GROW_CONFIGS:
             self._grow_configs()
         elif what == c.GROW_STACKS:
             stacks = _longer(self.tables.stacks, 2 * self.tables.stacks.shape[0])
-            count = int(header[c.NUM_STACKS])
-            table = np.full(2 * stacks.shape[0], -1, np.int32)
-            keys = stacks[:count, 0].astype(np.int64) * 1000003 + stacks[:count, 1].astype(np.int64) * 7919
-            _rehash(table, (keys + (stacks[:count, 1].astype(np.int64) >> 7)).tolist(), range(1, count), first=1)
-            self._replace(stacks=stacks, stack_hash=table)
+            self._replace(stacks=stacks, stack_hash=np.full(2 * stacks.shape[0], -1, np.int32))
+            c.rehash(self.tables, _NONE, _NONE, self.tables.stack_hash)
         elif what == c.GROW_PAIRS:
             self._replace(pairs=_longer(self.tables.pairs, 2 * self.tables.pairs.shape[0] + arg))
         elif what == c.GROW_WORK:
@@ -328,16 +397,13 @@ class Machine:
             raise GrammarLimitError(
                 f"the grammar needs more than {self.limits.max_states} states; simplify it, or raise Limits(max_states=...)"
             )
-        native = _longer(tables.native_key, size, fill=-1)
-        table = np.full(2 * size, -1, np.int32)
-        states = np.flatnonzero(native[:, 0] >= 0)
-        k = native[states].astype(np.int64)
-        keys = k[:, 1] * 1000003 + k[:, 2] * 7919 + k[:, 3] * 104729 + k[:, 4] * 31 + k[:, 0]
-        keys ^= keys >> 15
-        _rehash(table, keys.tolist(), states.tolist())
         self._replace(
-            node=_longer(tables.node, size), native_key=native, native_hash=table, pending=_longer(tables.pending, size)
+            node=_longer(tables.node, size),
+            native_key=_longer(tables.native_key, size, fill=-1),
+            native_hash=np.full(2 * size, -1, np.int32),
+            pending=_longer(tables.pending, size),
         )
+        c.rehash(self.tables, _NONE, self.tables.native_hash, _NONE)
 
     def _grow_configs(self) -> None:
         tables = self.tables
@@ -347,28 +413,14 @@ class Machine:
                 f"the grammar needs more than {self.limits.max_configs} configs; simplify it, or raise "
                 "Limits(max_configs=...)"
             )
-        count = int(tables.header[c.NUM_CONFIGS])
-        table = np.full(2 * size, -1, np.int32)
-        mask = table.shape[0] - 1
-        for config in range(1, count):
-            begin, end = tables.pairs_at[config : config + 2].tolist()
-            if begin == end:
-                continue
-            key = end - begin
-            for item in tables.pairs[begin:end].tolist():
-                key = ((key ^ (item >> 32) ^ (item << 13)) & 0x7FFFFFFF) * 1000003
-                key ^= key >> 15
-            slot = key & mask
-            while table[slot] >= 0:
-                slot = (slot + 1) & mask
-            table[slot] = config
         self._replace(
             rows=_longer(tables.rows, size),
             status=_longer(tables.status, size),
-            all_free=_longer(tables.all_free, size),
+            distance=_longer(tables.distance, size),
             pairs_at=_longer(tables.pairs_at, size + 1),
-            config_hash=table,
+            config_hash=np.full(2 * size, -1, np.int32),
         )
+        c.rehash(self.tables, self.tables.config_hash, _NONE, _NONE)
 
     def _grow_work(self) -> None:
         size = 2 * self.tables.work.shape[0]
@@ -389,14 +441,9 @@ def _longer(array: npt.NDArray[np.generic], rows: int, *, fill: int = 0) -> npt.
     rows = max(rows, 2 * array.shape[0])
     longer = np.empty((rows, *array.shape[1:]), array.dtype)
     longer[: array.shape[0]] = array
-    longer[array.shape[0] :] = fill
+    if longer.nbytes < 1 << 18 or array.shape[-1] != 256:  # rows are written before they are read
+        longer[array.shape[0] :] = fill
     return longer
 
 
-def _rehash(table: npt.NDArray[np.int32], keys: list[int], values: Sequence[int], *, first: int = 0) -> None:
-    mask = table.shape[0] - 1
-    for index, value in enumerate(values, first):
-        slot = keys[index] & mask
-        while table[slot] >= 0:
-            slot = (slot + 1) & mask
-        table[slot] = value
+_NONE = np.zeros(1, np.int32)

@@ -113,10 +113,43 @@ class Vocabulary:
         return self._mask_of(self.plain_length >= 0)
 
     @cached_property
+    def rest_plain(self) -> npt.NDArray[np.uint8]:
+        """For each node of `rest_trie`: 1 where the bytes up to it are plain text."""
+        node_byte, node_depth, *_ = self.rest_trie
+        return c.plain_nodes(node_byte, node_depth)  # type: ignore[no-any-return]
+
+    @cached_property
+    def max_length(self) -> int:
+        """No token adds more code points to a text than this."""
+        return self.max_token_size
+
+    @cached_property
     def suffix_trie(self) -> Trie:
         """Trie of what follows the plain prefix of each token that is not plain; a node may hold many tokens."""
-        ids = np.flatnonzero(self.plain_length < 0).tolist()
-        suffixes = [(token[plain_prefix(token)[0] :], i) for i in ids if (token := self.token_bytes[i])]
+        return self._suffixes([pair for group in self._suffix_groups.values() for pair in group])
+
+    @cached_property
+    def suffix_tries(self) -> dict[int, Trie]:
+        """The same, apart by the length of the plain prefix in code points."""
+        return {length: self._suffixes(group) for length, group in self._suffix_groups.items()}
+
+    @cached_property
+    def plain_masks(self) -> list[npt.NDArray[np.uint32]]:
+        """Entry n: words of the mask that allows the plain tokens of at most n code points."""
+        longest = int(self.plain_length.max(initial=0))
+        return [self._mask_of((self.plain_length >= 0) & (self.plain_length <= n)) for n in range(longest + 1)]
+
+    @cached_property
+    def _suffix_groups(self) -> dict[int, list[tuple[bytes, int]]]:
+        groups: dict[int, list[tuple[bytes, int]]] = {}
+        for i in np.flatnonzero(self.plain_length < 0).tolist():
+            token = self.token_bytes[i]
+            if token:
+                size, length = plain_prefix(token)
+                groups.setdefault(length, []).append((token[size:], i))
+        return dict(sorted(groups.items()))
+
+    def _suffixes(self, suffixes: list[tuple[bytes, int]]) -> Trie:
         data = np.frombuffer(b"".join(s for s, _ in suffixes), np.uint8)
         ends = np.cumsum([len(s) for s, _ in suffixes], dtype=np.int64)
         order = np.array(sorted(range(len(suffixes)), key=lambda j: suffixes[j][0]), np.int32)

@@ -74,8 +74,6 @@ class ObjectStates:
         open_patterns = [i for i in range(len(self.patterns)) if self._class_allowed(frozenset([i]))]
         self.open_patterns = open_patterns
         self.has_extra = self.other_allowed or bool(open_patterns)
-        self._any_state = self._any_loop() if self.other_allowed else 0
-        self._any_config = self.machine.start(self._any_state) if self.other_allowed else 0
         cap = max(self.low, 0 if self.high is None else self.high)
         self.count_cap = cap
         self._states: dict[tuple[str, _Memory], int] = {}
@@ -116,7 +114,6 @@ class ObjectStates:
         machine = self.machine
         spec = machine.string_spec(
             close=-1,
-            any_text=self._any_config,
             record=self.has_extra and self._extra_fits(memory),
             key_done=lambda state, config: self._key_done(state, config, memory, None),
         )
@@ -149,7 +146,7 @@ class ObjectStates:
                 for i in (range(len(self.patterns)) if self.other_allowed else self.open_patterns)
             ]
             if self.other_allowed:
-                free.append(self._any_state)
+                free.append(self.context.texts.any_state)
         config = machine.start(machine.node(free=free))
         if self._key_text is not None and config:
             config = self._restricted(config)
@@ -301,11 +298,6 @@ class ObjectStates:
         from infercore.constrained.schema.texts import pattern_node
 
         return self.context.texts.regexes.state(pattern_node(self.patterns[index]), self.machine.ret(1 + index))
-
-    def _any_loop(self) -> int:
-        from infercore.constrained.regex import ANY_TEXT
-
-        return self.context.texts.regexes.state(ANY_TEXT, self.machine.ret(_OTHER))
 
 
 def _utf8(name: str) -> bytes:

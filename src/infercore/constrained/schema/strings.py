@@ -24,9 +24,12 @@ class StringStates:
         parts = self._parts(alternative)
         if not parts:
             return self._quoted(self.texts.any, low, high)
-        if low > 0 or high is not None:
-            parts.append((self.texts.lengths(low, high), True))
-        return self._quoted(self.texts.combine(parts), 0, None)
+        text = self.texts.combine(parts)
+        if text and low > self.machine.distance(text):
+            text = self.texts.combine([*parts, (self.texts.lengths(low, None), True)])
+        if text == 0 or (high is not None and self.machine.distance(text) > high):
+            return self.machine.node()
+        return self._quoted(text, 0, high)
 
     def text(self, alternative: Alternative) -> int:
         """Text config of the strings that the atoms allow; 0 where there are none."""
@@ -89,8 +92,7 @@ class StringStates:
     def _quoted(self, text: int, low: int, high: int | None) -> int:
         if text == 0:
             return self.machine.node()
-        any_text = self.texts.any if text == self.texts.any else 0
-        spec = self.machine.string_spec(close=self.ret, any_text=any_text, min_length=low, max_length=high)
+        spec = self.machine.string_spec(close=self.ret, min_length=low, max_length=high)
         return self.machine.literal(b'"', self.machine.string_body(spec, text))
 
 

@@ -35,14 +35,9 @@ class Texts:
         self._parts: dict[int, tuple[Part, ...]] = {}
         self._live: dict[tuple[Part, ...], bool] = {}
         self._patterns: dict[str, int] = {}
-        self._any: int | None = None
-
-    @property
-    def any(self) -> int:
-        """Any text."""
-        if self._any is None:
-            self._any = self.machine.start(self.regexes.state(ANY_TEXT, self._end))
-        return self._any
+        self.any_state = self.regexes.state(ANY_TEXT, self._end)
+        self.any = machine.start(self.any_state)  # any text at all
+        machine.mark_any(self.any)
 
     def of_node(self, node: Node) -> int:
         """Texts that a resolved pattern tree reads."""

@@ -1,0 +1,149 @@
+"""How fast and how right are grammars: ours beside llguidance and xgrammar, over MaskBench, in one process and one thread.
+
+    INFERCORE_DATA=../shared/data python -m bench.constrained --tiktoken tokenizer.model --files 300 --save
+
+Each schema is compiled afresh, with no mask kept from before; the tables of a vocabulary are timed in a row of their own.
+TTFM: compile and first mask. TBM: each later token, mask and advance together. A refused schema counts as not correct.
+Every engine sees the same token ids: the canonical tokens of each instance as `json.dumps` writes it.
+"""
+
+import argparse
+import gc
+import gzip
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.grammar_engines import ENGINES, load_tiktoken
+
+DATA = Path(os.environ.get("INFERCORE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+
+
+def maskbench(count: int, seed: int) -> list[dict[str, Any]]:
+    """A sample of MaskBench files."""
+    with gzip.open(DATA / "maskbench" / "maskbench.jsonl.gz", "rt") as lines:
+        files = [json.loads(line) for line in lines]
+    random.Random(seed).shuffle(files)
+    return files[:count]
+
+
+class Score:
+    """What one engine did over the files."""
+
+    def __init__(self) -> None:
+        self.ttfm_ms: list[float] = []
+        self.tbm_us: list[float] = []
+        self.correct = self.refused = self.over = self.under = self.files = 0
+
+    def row(self, name: str, reference: "Score | None") -> str:
+        def spread(values: list[float], marks: tuple[float, ...]) -> str:
+            return " / ".join(f"{np.percentile(values, mark):.3g}" for mark in marks) if values else "-"
+
+        mean = f"{np.mean(self.tbm_us):.3g} / " if self.tbm_us else ""
+        ratio = ""
+        if reference is not None and self.tbm_us and reference.tbm_us:
+            pairs = [np.mean(self.tbm_us) / np.mean(reference.tbm_us)]
+            pairs += [np.percentile(self.tbm_us, m) / np.percentile(reference.tbm_us, m) for m in (50, 99, 99.9)]
+            first = [np.percentile(self.ttfm_ms, m) / np.percentile(reference.ttfm_ms, m) for m in (50, 99)]
+            ratio = " / ".join(f"{p:.2f}" for p in first) + " \N{MIDDLE DOT} " + " / ".join(f"{p:.2f}" for p in pairs)
+        return (
+            f"| {name} | {self.correct / max(self.files, 1):.1%} | {self.refused} | {self.over} | {self.under} | "
+            f"{spread(self.ttfm_ms, (50, 99))} | {mean}{spread(self.tbm_us, (50, 99, 99.9))} | {ratio} |"
+        )
+
+
+def run_file(engine: Any, file: dict[str, Any], tokens: list[list[int]], score: Score) -> None:
+    """One schema and its instances through one engine."""
+    score.files += 1
+    clock: Callable[[], int] = time.perf_counter_ns
+    begin = clock()
+    try:
+        session = engine.compile(file["schema"])
+        session.fill()
+    except Exception:
+        score.refused += 1
+        return
+    score.ttfm_ms.append((clock() - begin) / 1e6)
+    right = True
+    for test, token_ids in zip(file["tests"], tokens, strict=True):
+        try:
+            session.restart()
+            accepted = True
+            for token_id in token_ids:
+                begin = clock()
+                session.fill()
+                allowed = session.allows(token_id) and session.accept(token_id)
+                score.tbm_us.append((clock() - begin) / 1e3)
+                if not allowed:
+                    accepted = False
+                    break
+            if accepted:
+                begin = clock()
+                session.fill()
+                accepted = session.may_end()
+                score.tbm_us.append((clock() - begin) / 1e3)
+        except Exception:
+            right = False
+            continue
+        if accepted != test["valid"]:
+            right = False
+            if test["valid"]:
+                score.over += 1
+            else:
+                score.under += 1
+    score.correct += right
+
+
+def main() -> None:
+    """Print the table, and save it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiktoken", type=Path, required=True, help="Llama-3 tokenizer.model (PyPI: llama-models)")
+    parser.add_argument("--files", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--slow-files", type=int, default=100, help="files for engines that compile slowly")
+    parser.add_argument("--save", action="store_true")
+    arguments = parser.parse_args()
+
+    token_bytes, eos, encode = load_tiktoken(arguments.tiktoken)
+    files = maskbench(arguments.files, arguments.seed)
+    tokens = [[encode(json.dumps(t["data"], ensure_ascii=False)) for t in file["tests"]] for file in files]
+    engines, scores = {}, {}
+    lines = [f"MaskBench, {len(files)} files, seed {arguments.seed}, vocabulary of {len(token_bytes)} tokens", ""]
+    for name in arguments.engines.split(","):
+        begin = time.perf_counter()
+        try:
+            engines[name] = ENGINES[name](token_bytes, eos, encode)
+        except ImportError as error:
+            lines.append(f"{name}: not installed ({error})")
+            continue
+        engines[name].compile({"type": "object"}).fill()
+        lines.append(f"{name} {engines[name].version}: vocabulary tables {time.perf_counter() - begin:.2f} s")
+        scores[name] = Score()
+    for i, (file, token_ids) in enumerate(zip(files, tokens, strict=True)):
+        gc.collect()
+        for name, engine in engines.items():
+            if i < arguments.slow_files or not engine.slow:
+                run_file(engine, file, token_ids, scores[name])
+    reference = scores.get("llguidance")
+    lines += [
+        "",
+        "| engine | correct | refused | over | under | TTFM ms p50 / p99 | TBM µs mean / p50 / p99 / p99.9 | ratio to llguidance |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *(score.row(f"{name} ({score.files} files)", reference) for name, score in scores.items()),
+    ]
+    print("\n".join(lines))
+    if arguments.save:
+        folder = Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / "constrained-maskbench.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
