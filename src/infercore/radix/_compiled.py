@@ -16,7 +16,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from infercore._jit import compiled
+from infercore._jit import compiled_in_place
 
 # Rows of `fields` (int32 [rows, nodes]).
 PARENT = 0  # parent node; ABSENT: not in the tree; IS_ROOT
@@ -51,12 +51,13 @@ HEADER_SIZE = 24
 # Policies, the values of header[POLICY].
 LRU, FIFO, LFU, SLRU, PRIORITY, GHOST = 0, 1, 2, 3, 4, 5
 
-BLOCK = 64  # pages per entry of `free_in_block`
+BLOCK_BITS = 6
+BLOCK = 1 << BLOCK_BITS  # pages per entry of `free_in_block`
 RUN_SEARCH = 8192  # pages looked at for a contiguous run before any free pages are taken
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def match_pages(header, fields, tokens, query, root, touch, hold, out):
     """Walk down from `root` along `query` by whole pages; ids of the matched pages go to `out`, returns how many.
 
@@ -102,7 +103,7 @@ def match_pages(header, fields, tokens, query, root, touch, hold, out):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def insert_pages(
     header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, query, first, node, pages, adopt, aux, out
 ):
@@ -178,7 +179,7 @@ def insert_pages(
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, count, after, out, parents):
     """Take `count` free pages into `out`, evicting as needed; returns how many were evicted, or -1: nothing changed.
 
@@ -200,7 +201,7 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, g
                 header[NUM_FREE] -= 1
                 header[NUM_REMOVED] -= 1
                 header[NUM_EVICTED] -= 1
-                free_in_block[page // BLOCK] -= 1
+                free_in_block[page >> BLOCK_BITS] -= 1
                 _link(header, fields, tokens, heap_ids, heap_keys, page, parents[i])
                 if fields[CHILDREN, page] == 0:
                     _push(header, fields, heap_ids, heap_keys, page)
@@ -211,7 +212,7 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, g
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def evict_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, count, root, out, parents):
     """Evict up to `count` pages, worst leaf first, each branch from its tail; their ids go to `out`, returns how many.
 
@@ -223,7 +224,7 @@ def evict_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghos
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents):
     """As `evict_pages`, without a trace in the history; `parents[i]` is where `out[i]` hung."""
     done = 0
@@ -260,7 +261,7 @@ def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, ro
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def retain_pages(header, fields, pages):
     """One more reference on each page; returns 0, or -1 - i and changes nothing if `pages[i]` is not allocated."""
     for i in range(pages.shape[0]):
@@ -272,7 +273,7 @@ def retain_pages(header, fields, pages):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out):
     """One reference less on each page; those freed go to `out`, returns how many.
 
@@ -299,7 +300,7 @@ def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, node, out, marks):
     """Take `node` and all below it out of the tree (of a root: only what is below it); ids to `out`, returns how many.
 
@@ -353,17 +354,24 @@ def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, gho
 
 
 @no_type_check
-@compiled
-def slots_of(pages, start, stop, page_size):
-    """int64 slots of rows `start` .. `stop` - 1 of a sequence that stands in `pages`."""
-    slots = np.empty(stop - start, np.int64)
-    for row in range(start, stop):
-        slots[row - start] = np.int64(pages[row // page_size]) * page_size + row % page_size
-    return slots
+@compiled_in_place
+def slots_of(pages, start, page_size, out):
+    """Slots of rows `start` .. of a sequence that stands in `pages`, as many as `out` (int64) holds."""
+    page_pos = start // page_size
+    row = 0
+    offset = start - page_pos * page_size
+    while row < out.shape[0]:
+        slot = np.int64(pages[page_pos]) * page_size + offset
+        stop = min(out.shape[0], row + page_size - offset)
+        for i in range(row, stop):
+            out[np.uint64(i)] = slot + (i - row)
+        row = stop
+        offset = 0
+        page_pos += 1
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _child(header, fields, tokens, query, start, node):
     """The child of `node` that holds the page of tokens at `query[start:]`, -1 if there is none."""
     page_size = header[PAGE_SIZE]
@@ -381,7 +389,7 @@ def _child(header, fields, tokens, query, start, node):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _same(tokens, start, query, query_start, page_size):
     """Whether one page of tokens equals one page of `query`; without branches inside a page of 16.
 
@@ -401,7 +409,7 @@ def _same(tokens, start, query, query_start, page_size):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _copy(tokens, start, query, query_start, page_size):
     at = np.uint64(start)
     query_at = np.uint64(query_start)
@@ -410,7 +418,7 @@ def _copy(tokens, start, query, query_start, page_size):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _bucket(header, query, start, node):
     """Hash of (parent, page tokens), seeded per cache; 31-bit steps, so that plain Python integers give the same."""
     mixed = header[SEED] ^ (node * 2)
@@ -421,7 +429,7 @@ def _bucket(header, query, start, node):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _link(header, fields, tokens, heap_ids, heap_keys, page, parent):
     """Hang `page` (its tokens, stamp and root are set) below `parent` as a leaf that does not wait for eviction yet."""
     if fields[CHILDREN, parent] == 0:
@@ -443,7 +451,7 @@ def _link(header, fields, tokens, heap_ids, heap_keys, page, parent):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _unlink(header, fields, tokens, page):
     """Take a leaf that does not wait for eviction out of the tree; its parent inherits how recently it was used."""
     parent = fields[PARENT, page]
@@ -475,7 +483,7 @@ def _unlink(header, fields, tokens, page):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _touch(header, fields, node, again):
     """Count a use that ends at `node`; `again` if the page was cached before."""
     header[CLOCK] += 1
@@ -488,7 +496,7 @@ def _touch(header, fields, node, again):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _prefix_hash(header, ghost, query, start, parent):
     """62-bit hash of the prefix that ends with the page of tokens at `query[start:]`, below `parent`."""
     above = parent + 1 if parent == 0 or parent >= header[NUM_PAGES] else ghost[parent]
@@ -503,7 +511,7 @@ def _prefix_hash(header, ghost, query, start, parent):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _ghost_slot(header, ghost, hashed):
     """Place of `hashed` in the table of evicted prefixes, or the empty place where it would go."""
     ring = header[NUM_PAGES]
@@ -517,7 +525,7 @@ def _ghost_slot(header, ghost, hashed):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _remember_all(header, ghost, pages, count):
     if header[POLICY] == GHOST:
         for i in range(count):
@@ -525,7 +533,7 @@ def _remember_all(header, ghost, pages, count):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _remember(header, ghost, hashed):
     """Add an evicted prefix to the history; the oldest one leaves."""
     if header[GHOST_PAGES] == 0:
@@ -542,7 +550,7 @@ def _remember(header, ghost, hashed):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _forget(header, ghost, hashed):
     """Take a prefix out of the history; whether it was there. Later entries of its cluster move up."""
     if header[GHOST_PAGES] == 0:
@@ -570,7 +578,7 @@ def _forget(header, ghost, hashed):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _hold(header, fields, page):
     fields[REFS, page] += 1
     if fields[REFS, page] == 2 and fields[PARENT, page] != ABSENT:
@@ -578,7 +586,7 @@ def _hold(header, fields, page):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
     """Give one reference back; True if that freed the page. A leaf that only the tree holds waits for eviction."""
     fields[REFS, page] -= 1
@@ -592,14 +600,14 @@ def _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _free(header, free_in_block, page):
     header[NUM_FREE] += 1
-    free_in_block[page // BLOCK] += 1
+    free_in_block[page >> BLOCK_BITS] += 1
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _take(header, fields, free_in_block, count, after, out):
     """Take `count` of the free pages (there are enough): behind `after`, else a run, else from the cursor on."""
     num_pages = header[NUM_PAGES]
@@ -619,7 +627,7 @@ def _take(header, fields, free_in_block, count, after, out):
     while taken < count:
         if page >= num_pages:
             page = 1
-        if page % BLOCK == 0 and free_in_block[page // BLOCK] == 0:
+        if (page & (BLOCK - 1)) == 0 and free_in_block[page >> BLOCK_BITS] == 0:
             page += BLOCK
             continue
         if fields[REFS, page] == 0:
@@ -630,16 +638,16 @@ def _take(header, fields, free_in_block, count, after, out):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _take_one(header, fields, free_in_block, page, place, out):
     fields[REFS, page] = 1
-    free_in_block[page // BLOCK] -= 1
+    free_in_block[page >> BLOCK_BITS] -= 1
     header[NUM_FREE] -= 1
     out[place] = page
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _find_run(header, fields, free_in_block, count):
     """First of `count` free pages in a row, looking from the cursor on for a bounded time; -1 if none was met."""
     num_pages = header[NUM_PAGES]
@@ -650,7 +658,7 @@ def _find_run(header, fields, free_in_block, count):
         if page >= num_pages:
             page = 1
             run = 0
-        if page % BLOCK == 0 and free_in_block[page // BLOCK] == 0:
+        if (page & (BLOCK - 1)) == 0 and free_in_block[page >> BLOCK_BITS] == 0:
             page += BLOCK
             run = 0
             budget -= 1
@@ -667,7 +675,7 @@ def _find_run(header, fields, free_in_block, count):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _key(header, fields, page):
     """What the policy orders leaves by, least first out; it only grows while a leaf waits."""
     if header[POLICY] == LRU or header[POLICY] == FIFO:
@@ -678,7 +686,7 @@ def _key(header, fields, page):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _push_if_leaf(header, fields, heap_ids, heap_keys, page):
     """Let `page` wait for eviction if it is a leaf that only the tree holds, and does not wait already."""
     if (
@@ -691,7 +699,7 @@ def _push_if_leaf(header, fields, heap_ids, heap_keys, page):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _push(header, fields, heap_ids, heap_keys, page):
     place = header[HEAP_SIZE]
     header[HEAP_SIZE] += 1
@@ -699,7 +707,7 @@ def _push(header, fields, heap_ids, heap_keys, page):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _remove(header, fields, heap_ids, heap_keys, place):
     """Take the entry at `place` out of the heap."""
     fields[FIRST, heap_ids[place]] = -1
@@ -718,7 +726,7 @@ def _remove(header, fields, heap_ids, heap_keys, place):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _sift_up(fields, heap_ids, heap_keys, place, page, key):
     while place > 0:
         above = (place - 1) >> 1
@@ -734,7 +742,7 @@ def _sift_up(fields, heap_ids, heap_keys, place, page, key):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _sift_down(header, fields, heap_ids, heap_keys, place):
     size = header[HEAP_SIZE]
     page = heap_ids[place]
@@ -757,7 +765,7 @@ def _sift_down(header, fields, heap_ids, heap_keys, place):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _worst_of(header, fields, heap_ids, heap_keys, root):
     """Place in the heap of the leaf of one namespace that goes first, -1 if none waits. O(leaves)."""
     worst = -1

@@ -111,7 +111,9 @@ class Sequence:
         elif num_missing > 0:
             self._append_pages(num_missing, copy_rows=0)
         self._num_reserved += num_rows
-        return c.slots_of(self._pages, start, start + num_rows, page_size)  # type: ignore[no-any-return]
+        slots = np.empty(num_rows, np.int64)
+        c.slots_of(self._pages, start, page_size, slots)
+        return slots
 
     def commit(self, token_ids: TokenIds, rows: Seq[int] | npt.NDArray[np.int64] | None = None) -> None:
         """Keep some of the reserved rows as the next tokens and give every other back at once.
@@ -197,7 +199,9 @@ class Sequence:
         """Slots of the rows `start` .. `stop` - 1, counted from the first token."""
         if not 0 <= start <= stop <= self._num_pages * self._page_size:
             raise ValueError(f"rows {start} to {stop} are not within the {self._num_pages} pages of this sequence")
-        return c.slots_of(self._pages, start, stop, self._page_size)  # type: ignore[no-any-return]
+        slots = np.empty(stop - start, np.int64)
+        c.slots_of(self._pages, start, self._page_size, slots)
+        return slots
 
     def fill_block_table(self, out_row: npt.NDArray[np.int32]) -> None:
         """Write the page ids into `out_row`, -1 past the end."""
@@ -250,7 +254,7 @@ class Sequence:
         wanted = np.arange(count, dtype=np.int64)
         moved = rows != wanted
         if self._cache.store is not None and moved.any():
-            slots = c.slots_of(self._pages, self._num_tokens, self._num_tokens + self._num_reserved, self._page_size)
+            slots = self.slots(self._num_tokens, self._num_tokens + self._num_reserved)
             self._cache.store.move_slots(slots[rows[moved]], slots[wanted[moved]])
 
     def _trim(self) -> None:
