@@ -12,10 +12,10 @@ no model; a decoding loop of your own needs the target's choice after the pendin
     drafter.commit(0, verdict.token_ids(tree))
 
 Reading order: `tree.py` (what a draft is), `types.py` (the protocols), `verify.py` (what is kept, and why it is
-exact). Drafters: `ngram.py` (the simplest), `suffix/` (what followed this context before), `recycling.py` (what the
-target thought before), `draft_model.py` (a smaller model), `forced.py` (what the grammar leaves), `union.py` (several
-as one tree). How much to draft: `control/` (by measured speed), `fixed_budget.py` (always the same). The loops are in
-`_compiled.py` files.
+exact), `verify_rows.py` (the same on a device). Drafters: `ngram.py` (the simplest), `suffix/` (what followed this
+context before), `recycling.py` (what the target thought before), `draft_model.py` (a smaller model), `forced.py` (what
+the grammar leaves), `union.py` (several as one tree). How much to draft: `control/` (by measured speed),
+`fixed_budget.py` (always the same). The loops are in `_compiled.py` files.
 """
 
 from infercore.speculative.control import CostCurve, SpeedController, Survival

@@ -15,6 +15,7 @@ from torch import Tensor
 from infercore.speculative import _compiled
 from infercore.speculative.tree import TokenTree
 from infercore.speculative.types import Verdict
+from infercore.speculative.verify_rows import verify_rows
 
 
 def verify_greedy(trees: Sequence[TokenTree], target_token_ids: Sequence[Integer[np.ndarray, "_"]]) -> list[Verdict]:
@@ -76,6 +77,8 @@ def verify(
     per_tree = [generators] * len(trees) if isinstance(generators, torch.Generator) else list(generators)
     if len(per_tree) != len(trees):
         raise ValueError(f"{len(per_tree)} generators for {len(trees)} trees; pass one, or one per tree")
+    if rows and rows[0].device.type != "cpu":
+        return verify_rows(trees, rows, per_tree)
     return [
         _follow_samples(tree, probs, generator)
         if tree.draft_probs is None
