@@ -81,3 +81,11 @@ class RequestError(InfercoreError, ValueError):
 
 class FetchError(InfercoreError):
     """The demo's model could not be fetched or is not the published file; the message names the file to get by hand."""
+
+
+class ProgramError(InfercoreError):
+    """A program of prompts failed while it ran; the message begins with the program's own file and line."""
+
+
+class TraceError(ProgramError):
+    """A program cannot be traced: its Python code looks at a value that only running it will bring."""

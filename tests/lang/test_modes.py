@@ -1,0 +1,191 @@
+"""Traced, optimised and eager runs of a program give the same, alone and in a batch."""
+
+import pytest
+from fake import INSTRUCTIONS, FakeBackend, program_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infercore.errors import TraceError
+from infercore.lang import DoneEvent, TextEvent, function, gen, passes, select
+from infercore.lang.interpreter import run_programs
+from infercore.lang.trace import trace
+
+ARGUMENTS = {"p": "first", "q": "second"}
+
+
+@settings(max_examples=200)
+@given(instructions=INSTRUCTIONS, seed=st.none() | st.integers(0, 5))
+def test_traced_equals_eager_on_random_programs(instructions, seed):
+    program = program_of(instructions)
+    eager = program.run(FakeBackend(), seed=seed, mode="eager", **ARGUMENTS)
+    for optimised in (False, True):
+        try:
+            traced = program.run(FakeBackend(seed=1), seed=seed, mode="traced", optimised=optimised, **ARGUMENTS)
+        except TraceError as error:
+            if "more than 16 paths" not in str(error):
+                raise
+            continue
+        assert traced == eager
+
+
+@settings(max_examples=100)
+@given(instructions=INSTRUCTIONS, which=st.sampled_from(["fold_constants", "fold_forced", "drop_dead", "hoist_forks"]))
+def test_no_pass_changes_a_result(instructions, which):
+    program = program_of(instructions)
+    try:
+        traced, dynamic = trace(program.body, "p", ARGUMENTS)
+    except TraceError:
+        return
+    changed = getattr(passes, which)(traced)
+    plain, after = run_programs(FakeBackend(), [(traced, dynamic), (changed, dynamic)], seeds=[3, 3])
+    assert after == plain
+    assert getattr(passes, which)(changed) == changed  # doing it again changes nothing
+
+
+@settings(max_examples=50)
+@given(instructions=INSTRUCTIONS)
+def test_binding_arguments_changes_no_result(instructions):
+    program = program_of(instructions)
+    try:
+        traced, dynamic = trace(program.body, "p", ARGUMENTS)
+    except TraceError:
+        return
+    bound = passes.fold_constants(passes.bind(traced, {"p": "first"} if "p" in dynamic else {}))
+    rest = {name: value for name, value in dynamic.items() if name in bound.parameters}
+    plain, after = run_programs(FakeBackend(), [(traced, dynamic), (bound, rest)], seeds=[None, None])
+    assert after == plain
+
+
+@settings(max_examples=50)
+@given(instructions=INSTRUCTIONS, outputs=st.sets(st.sampled_from(["a", "b", "named"])))
+def test_wanted_outputs_survive_the_removal_of_dead_variables(instructions, outputs):
+    program = program_of(instructions)
+    try:
+        traced, dynamic = trace(program.body, "p", ARGUMENTS)
+    except TraceError:
+        return
+    lean = passes.drop_dead(traced, outputs=outputs)
+    backend, lean_backend = FakeBackend(), FakeBackend()
+    (plain,) = run_programs(backend, [(traced, dynamic)], seeds=[1])
+    (after,) = run_programs(lean_backend, [(lean, dynamic)], seeds=[1])
+    assert after.variables == {name: v for name, v in plain.variables.items() if name in outputs}
+    assert after.value == plain.value
+    assert len(lean_backend.jobs) <= len(backend.jobs)
+
+
+@settings(max_examples=50)
+@given(instructions=INSTRUCTIONS)
+def test_a_schedule_keeps_every_operation_and_its_order_in_a_state(instructions):
+    program = program_of(instructions)
+    try:
+        traced, _ = trace(program.body, "p", ARGUMENTS)
+    except TraceError:
+        return
+    flat = [op for level in passes.schedule(traced) for op in level]
+    for state in {op.state for op in flat}:
+        assert [op for op in flat if op.state == state] == [op for op in traced.body.ops if op.state == state]
+
+
+def test_batches_give_what_single_runs_give_in_both_modes():
+    @function
+    def looped(s, topic, n):
+        for i in range(n):
+            s += f"{topic} {i}: "
+            s += gen("x")
+        s += select("end", ["stop", "go"])
+        return s["x"]
+
+    batch = [{"topic": t, "n": n} for t in ("sea", "air", "sun") for n in (1, 3)]
+    single = [looped.run(FakeBackend(), mode="eager", **entry) for entry in batch]
+    for mode in ("traced", "eager"):
+        backend = FakeBackend(seed=2)
+        assert looped.run_batch(backend, batch, mode=mode) == single
+        assert backend.most_at_once > 1
+        assert not backend.running
+    assert looped.run_batch(FakeBackend(), []) == []
+
+
+def test_run_i_of_a_batch_draws_with_the_seed_plus_i():
+    @function
+    def drawn(s, _unused="x"):
+        s += gen("x", temperature=1.0)
+
+    together = drawn.run_batch(FakeBackend(), [{}, {}, {}], seed=5)
+    alone = [drawn.run(FakeBackend(), seed=5 + i, mode="eager") for i in range(3)]
+    assert together == alone
+    assert len({run["x"] for run in together}) == 3
+
+
+def test_independent_generations_of_one_program_run_side_by_side():
+    @function
+    def tips(s):
+        s += "Tips\n"
+        forks = s.fork(4)
+        for i, f in enumerate(forks):
+            f += f"{i}: "
+            f += gen("tip")
+        s.join(forks)
+        s += f"Best of {s['tip'][0]} and {s['tip'][3]}: "
+        s += gen("best")
+
+    backend = FakeBackend()
+    run = tips.run(backend, mode="traced")
+    assert backend.most_at_once == 4
+    assert len(run["tip"]) == 4
+    assert len(backend.jobs) == 5
+
+
+def test_programs_call_programs():
+    @function
+    def ask(s, question):
+        s += f"Q: {question}\nA: "
+        s += gen("answer", stop="\n")
+        return s["answer"]
+
+    @function
+    def twice(s, question):
+        first = ask(s, question)
+        s += "\n"
+        return first, ask(s, f"why {first}")
+
+    for mode in ("traced", "eager"):
+        run = twice.run(FakeBackend(), question="who", mode=mode)
+        assert run.value[1] == run["answer"]
+        assert run.text.startswith(f"Q: who\nA: {run.value[0]}\nQ: why {run.value[0]}\nA: ")
+    with pytest.raises(TypeError, match=r"use ask\.run"):
+        ask("who")
+
+
+def test_a_stream_brings_the_text_of_every_variable_and_then_the_run():
+    @function
+    def two(s):
+        s += gen("x")
+        s += " and "
+        s += gen("y")
+
+    events = list(two.stream(FakeBackend()))
+    assert isinstance(events[-1], DoneEvent)
+    run = events[-1].run
+    for name in ("x", "y"):
+        assert "".join(e.text for e in events if isinstance(e, TextEvent) and e.name == name) == run[name]
+    backend = FakeBackend()
+    stream = two.stream(backend)
+    next(stream)
+    stream.close()
+    assert not backend.running
+
+
+def test_a_loop_over_generated_values_runs_eagerly_by_itself():
+    @function
+    def react(s, limit):
+        for _ in range(limit):
+            s += "step: "
+            s += gen("word")
+            if "a" in s["word"]:
+                break
+            s += "\n"
+        return s["word"]
+
+    with pytest.raises(TraceError, match=r"test_modes\.py:\d+: .* mode=\"eager\""):
+        react.run(FakeBackend(), limit=5, mode="traced")
+    assert react.run(FakeBackend(), limit=5) == react.run(FakeBackend(), limit=5, mode="eager")
