@@ -13,12 +13,16 @@ the turns of a chat, samples of one prompt). The cache is bookkeeping only; tens
 
 Reading order: `types.py` (records, the `PageStore` protocol), `sequence.py` (what a request does), `cache.py` (lookup,
 insertion, eviction), `eviction.py`, `layout.py` and
-`_compiled.py` (the arrays and the loops over them), `allocator.py`, `pool.py`, `render.py`.
+`_compiled.py` (the arrays and the loops over them), `allocator.py`, `pool.py`;
+`events.py`, `pins.py`, `explain.py`, `saving.py` and `render.py` stand alone.
 """
 
 from infercore.radix.allocator import PageAllocator
 from infercore.radix.cache import PrefixCache
+from infercore.radix.events import CacheEvent
 from infercore.radix.eviction import FIFO, LFU, LRU, SLRU, GhostHistory, Policy, Priority
+from infercore.radix.explain import Explanation
+from infercore.radix.pins import Pin
 from infercore.radix.pool import KVPool
 from infercore.radix.sequence import Sequence, block_table, slot_mapping
 from infercore.radix.types import CacheStats, Match, Namespace, PageCounts, PageStore
@@ -28,7 +32,9 @@ __all__ = [
     "LFU",
     "LRU",
     "SLRU",
+    "CacheEvent",
     "CacheStats",
+    "Explanation",
     "GhostHistory",
     "KVPool",
     "Match",
@@ -36,6 +42,7 @@ __all__ = [
     "PageAllocator",
     "PageCounts",
     "PageStore",
+    "Pin",
     "Policy",
     "PrefixCache",
     "Priority",

@@ -202,6 +202,8 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, g
                 header[NUM_REMOVED] -= 1
                 header[NUM_EVICTED] -= 1
                 free_in_block[page >> BLOCK_BITS] -= 1
+                if header[POLICY] == LFU:  # stamps and marks may stay handed up, counts would count twice
+                    fields[AUX, parents[i]] -= fields[AUX, page]
                 _link(header, fields, tokens, heap_ids, heap_keys, page, parents[i])
                 if fields[CHILDREN, page] == 0:
                     _push(header, fields, heap_ids, heap_keys, page)
@@ -351,6 +353,19 @@ def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, gho
     if above >= 0:
         _push_if_leaf(header, fields, heap_ids, heap_keys, above)
     return count
+
+
+@no_type_check
+@compiled_in_place
+def age_stamps(header, fields, heap_ids, heap_keys, shift):
+    """Set the clock back by `shift`; stamps older than that become 0. The heap is built anew."""
+    header[CLOCK] -= shift
+    for node in range(fields.shape[1]):
+        fields[STAMP, node] = max(0, fields[STAMP, node] - shift)
+    count = header[HEAP_SIZE]
+    header[HEAP_SIZE] = 0
+    for place in range(count):  # the entry at `place` is read before any push reaches that place
+        _push(header, fields, heap_ids, heap_keys, heap_ids[place])
 
 
 @no_type_check

@@ -1,11 +1,13 @@
 """The prefix cache: which prefix is computed already, and in which pages."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +15,19 @@ import numpy.typing as npt
 from infercore.errors import OutOfPages
 from infercore.radix import _compiled as c
 from infercore.radix.allocator import PageAllocator, as_page_ids
+from infercore.radix.events import EventQueue, Listener
 from infercore.radix.eviction import LRU, Policy, settings_of
+from infercore.radix.explain import Explanation, explain_miss
 from infercore.radix.layout import make_layout, with_more_namespaces
+from infercore.radix.pins import Pin, PinBoard
 from infercore.radix.render import Decode, as_graphviz, as_text, runs_below
+from infercore.radix.saving import SavableStore, SavedTree, read_file, tree_tensors, write_file
 from infercore.radix.sequence import Sequence
 from infercore.radix.types import CacheStats, Match, Namespace, PageCounts, PageStore
 from infercore.typing import TokenIds, as_token_ids
 
 _INT32 = np.dtype(np.int32)
+_CLOCK_LIMIT = 2**31 - 2**26
 
 
 class PrefixCache:
@@ -42,6 +49,7 @@ class PrefixCache:
         store: PageStore | None = None,
         policy: Policy | None = None,
         poison: bool = False,
+        clock: Callable[[], int | float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -49,6 +57,7 @@ class PrefixCache:
             store: moves K/V rows when pages are copied or tokens moved down; None: bookkeeping only.
             policy: eviction order, see `eviction.py`; None is `LRU()`.
             poison: for tests, have the store fill every freed page with NaN.
+            clock: seconds, for pins that expire.
         """
         settings = settings_of(LRU() if policy is None else policy, num_pages, page_size)
         self.store = store
@@ -57,11 +66,13 @@ class PrefixCache:
         self._poison = poison
         self._lock = threading.RLock()
         self._roots: dict[Namespace, int] = {None: 0}
+        self._names: dict[int, Namespace] = {0: None}  # of the roots
         self._epochs: dict[int, int] = {}  # how often a namespace was cleared, by root
+        self._quotas: dict[int, int] = {}  # pages that a namespace may keep cached, by root
+        self._pins = PinBoard(clock)
+        self._events = EventQueue()
         self._use_layout()
-        self._found = np.empty(
-            2 * num_pages, np.int32
-        )  # scratch of every call, under the lock: taken and evicted pages
+        self._found = np.empty(2 * num_pages, np.int32)  # scratch under the lock; holds taken and evicted pages
         self._parents = np.empty(num_pages, np.int32)
         self._num_lookups = 0
         self._num_hits = 0
@@ -125,6 +136,7 @@ class PrefixCache:
         with self._lock:
             root = self._root(namespace)
             num_new = self._insert(tokens, 0, root, pages[:count], adopt=False, priority=priority)
+        self._tell()
         return num_new * self.page_size
 
     def evict(self, num_pages: int) -> int:
@@ -132,8 +144,9 @@ class PrefixCache:
         if num_pages < 0:
             raise ValueError(f"num_pages is {num_pages}, expected 0 or more")
         with self._lock:
-            done = int(c.evict_pages(*self._arrays, min(num_pages, len(self._found)), -1, self._found, self._parents))
-            self._freed(self._found[:done])
+            self._expire_pins()
+            done = self._evict(min(num_pages, len(self._parents)), -1)
+        self._tell()
         return done
 
     def allocate(self, num_pages: int, *, after: int = -1) -> npt.NDArray[np.int32]:
@@ -145,16 +158,18 @@ class PrefixCache:
         if num_pages < 0:
             raise ValueError(f"num_pages is {num_pages}, expected 0 or more")
         with self._lock:
-            num_evicted = (
-                int(c.allocate_pages(*self._arrays, num_pages, after, self._found, self._parents))
-                if num_pages < len(self._parents)
-                else -1
-            )
+            if len(self._pins):
+                self._expire_pins()
+            num_evicted = -1
+            if num_pages < len(self._parents):
+                num_evicted = int(c.allocate_pages(*self._arrays, num_pages, after, self._found, self._parents))
             if num_evicted < 0:
                 raise self._out_of_pages(num_pages)
             if num_evicted:
-                self._freed(self._found[num_pages : num_pages + num_evicted])
+                self._left("evict", self._found[num_pages : num_pages + num_evicted])
             pages = self._found[:num_pages].copy()
+        if self._events:
+            self._tell()
         if self.store is not None and num_pages:
             self.store.zero_pages(pages)
         return pages
@@ -164,6 +179,11 @@ class PrefixCache:
         pages = as_page_ids(page_ids)
         with self._lock:
             self._freed(self.allocator.release(pages))
+            if self._quotas:
+                for root in self._quotas:
+                    self._keep_quota(root)
+        if self._events:
+            self._tell()
 
     def open(self, token_ids: TokenIds = (), *, namespace: Namespace = None) -> Sequence:
         """A sequence that starts with the longest cached prefix of `token_ids` and holds its pages.
@@ -186,7 +206,131 @@ class PrefixCache:
         """
         with self._lock:
             roots = list(self._roots.values()) if namespace is ... else [self._roots.get(namespace, -1)]
-            return sum(self._clear(root) for root in roots if root >= 0)
+            count = sum(self._clear(root) for root in roots if root >= 0)
+        self._tell()
+        return count
+
+    def invalidate(self, token_ids: TokenIds, *, namespace: Namespace = None) -> int:
+        """Forget one cached sequence: its pages from where it parts from all others, and what hangs below it.
+
+        What it shares with other cached sequences stays. Returns the pages that left the tree.
+        """
+        tokens = _tokens(token_ids)
+        with self._lock:
+            root = self._roots.get(namespace, -1)
+            count = c.match_pages(*self._tree, tokens, root, False, False, self._found) if root >= 0 else 0
+            children = self._fields[c.CHILDREN]
+            if not count or (count < len(tokens) // self.page_size and children[self._found[count - 1]]):
+                return 0
+            first = count - 1
+            while first and children[self._found[first - 1]] == 1:
+                first -= 1
+            num_removed = self._remove(int(self._found[first]))
+        self._tell()
+        return num_removed
+
+    def pin(self, token_ids: TokenIds, *, ttl_s: int | float | None = None, namespace: Namespace = None) -> Pin:
+        """Keep the cached prefix of `token_ids` whatever happens, until `unpin`, `clear`, or for `ttl_s` seconds.
+
+        `pin.num_tokens` tells how much was there to be pinned.
+        """
+        tokens = _tokens(token_ids)
+        with self._lock:
+            root = self._roots.get(namespace, -1)
+            count = c.match_pages(*self._tree, tokens, root, False, True, self._found) if root >= 0 else 0
+            return self._pins.add(self._found[:count].copy(), self.page_size, namespace, ttl_s)
+
+    def unpin(self, pin: Pin) -> None:
+        """Let a pinned prefix be evicted again. Does nothing for a pin that has expired or was cleared."""
+        with self._lock:
+            if self._pins.remove(pin):
+                self._freed(self.allocator.release(pin.page_ids))
+
+    def set_quota(self, namespace: Namespace, num_pages: int | None) -> None:
+        """Let a namespace keep at most `num_pages` pages cached (None: no limit); its own worst go first, at once.
+
+        Pages that somebody holds go as soon as they are given up.
+        """
+        if num_pages is not None and num_pages < 0:
+            raise ValueError(f"num_pages is {num_pages}, expected 0 or more, or None")
+        with self._lock:
+            root = self._root(namespace)
+            if num_pages is None:
+                self._quotas.pop(root, None)
+            else:
+                self._quotas[root] = num_pages
+                self._keep_quota(root)
+        self._tell()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Have `listener` called with a `CacheEvent` for all that enters or leaves the tree; returns how to stop that.
+
+        It is called after the operation, in the thread that caused it, and never under the cache's lock. What it raises
+        reaches the caller of the operation, which is complete by then.
+        """
+        with self._lock:
+            self._events.listeners.append(listener)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                if listener in self._events.listeners:
+                    self._events.listeners.remove(listener)
+
+        return unsubscribe
+
+    def explain(self, token_ids: TokenIds, *, namespace: Namespace = None) -> Explanation:
+        """Why a lookup of `token_ids` finds no more than it does; changes nothing, recency included. O(pool)."""
+        tokens = _tokens(token_ids)
+        with self._lock:
+            matched = {
+                name: int(c.match_pages(*self._tree, tokens, root, False, False, self._found))
+                for name, root in self._roots.items()
+            }
+            count = matched.pop(namespace, 0)
+            root = self._roots.get(namespace, -1)
+            c.match_pages(*self._tree, tokens, max(root, 0), False, False, self._found)
+            node = int(self._found[count - 1]) if count else root
+            elsewhere = {name: pages * self.page_size for name, pages in matched.items() if pages}
+            return explain_miss(self.allocator.layout, tokens, count, node, elsewhere)
+
+    def save(self, path: str | Path) -> int:
+        """Write the tree, and the K/V of its pages if there is a store, to one safetensors file; returns the tokens.
+
+        Raises: ValueError for a store that cannot export pages, and for namespaces other than strings, integers, None.
+        """
+        if self.store is not None and not isinstance(self.store, SavableStore):
+            raise ValueError(f"{type(self.store).__name__} has no export_pages; a cache is saved with its K/V or none")
+        with self._lock:
+            arrays, names = tree_tensors(self.allocator.layout, self._roots)
+            pages = arrays.pop("pages")
+            store = self.store.export_pages(pages) if isinstance(self.store, SavableStore) else {}
+        write_file(Path(path), self.page_size, arrays, names, store)
+        return len(pages) * self.page_size
+
+    def load(self, path: str | Path) -> int:
+        """Add what `save` wrote to this cache, evicting as needed; returns the tokens that were not cached yet.
+
+        All of the file is checked first; a call that raises has changed nothing.
+        Raises: CacheFileError if the file is damaged, foreign, or does not fit; OutOfPages if the pool is too small.
+        """
+
+        def check(tensors: dict[str, Any]) -> None:
+            if isinstance(self.store, SavableStore):
+                self.store.check_import(tensors)
+            elif tensors or self.store is not None:
+                raise ValueError("it holds K/V, and this cache has no store that takes any")
+
+        saved = read_file(Path(path), self.page_size, check)
+        pages = self.allocate(len(saved.parents))
+        try:
+            if isinstance(self.store, SavableStore):
+                self.store.import_pages(pages, saved.store)
+            with self._lock:
+                num_new = self._hang(saved, pages)
+        finally:
+            self.release(pages)
+        self._tell()
+        return num_new * self.page_size
 
     def counts(self) -> PageCounts:
         """Where all pages are at this moment."""
@@ -259,7 +403,60 @@ class PrefixCache:
             )
         if adopt:
             self._freed(self._found[1 : 1 + self._found[0]])
+        if num_new:
+            root = int(self._fields[c.ROOT, pages[-1]])
+            self._events.insert(self.allocator.layout, self._names[root], pages[len(pages) - num_new :])
+            if self._quotas:
+                self._keep_quota(root)
+            if self._header[c.CLOCK] > _CLOCK_LIMIT:
+                self._set_clock_back()
         self._num_inserted += num_new * self.page_size
+        return num_new
+
+    def _tell(self) -> None:
+        """Deliver events; the caller has given the lock back."""
+        if self._events:
+            self._events.deliver()
+
+    def _evict(self, num_pages: int, root: int) -> int:
+        done = int(c.evict_pages(*self._arrays, num_pages, root, self._found, self._parents))
+        self._left("evict", self._found[:done])
+        return done
+
+    def _left(self, kind: Literal["evict", "remove"], pages: npt.NDArray[np.int32]) -> None:
+        self._events.leave(kind, self.allocator.layout, self._names, pages)
+        self._freed(pages if kind == "evict" else pages[self._fields[c.REFS, pages] == 0])
+
+    def _keep_quota(self, root: int) -> None:
+        over = int(self._fields[c.REFS, root]) - self._quotas.get(root, len(self._parents))
+        if over > 0:
+            self._evict(over, root)
+
+    def _expire_pins(self) -> None:
+        for pin in self._pins.pop_expired():
+            self._freed(self.allocator.release(pin.page_ids))
+
+    def _set_clock_back(self) -> None:
+        """Stamps are int32; long before the clock passes them, all are set back."""
+        layout = self.allocator.layout
+        shift = int(layout.header[c.CLOCK]) - 2**29
+        c.age_stamps(layout.header, layout.fields, layout.heap_ids, layout.heap_keys, shift)
+
+    def _hang(self, saved: SavedTree, pages: npt.NDArray[np.int32]) -> int:
+        """Insert a saved tree whose K/V stands in `pages`, least recent leaf first; returns the new pages."""
+        is_leaf = np.ones(len(pages), np.bool_)
+        is_leaf[saved.parents[saved.parents >= 0]] = False
+        leaves = np.flatnonzero(is_leaf)
+        num_new = 0
+        for leaf in leaves[np.argsort(saved.recency[leaves], kind="stable")].tolist():
+            path = [leaf]
+            while saved.parents[path[-1]] >= 0:
+                path.append(int(saved.parents[path[-1]]))
+            path.reverse()
+            root = self._root(saved.namespaces[saved.namespace_of[leaf]])
+            tokens = np.ascontiguousarray(saved.tokens[path]).ravel()
+            # Pages of the path that another leaf has brought already are in the tree; theirs stay.
+            num_new += self._insert(tokens, 0, root, pages[path], adopt=False, priority=0)
         return num_new
 
     def _freed(self, pages: npt.NDArray[np.int32]) -> None:
@@ -277,6 +474,7 @@ class PrefixCache:
                 self.allocator.layout = with_more_namespaces(layout, max(8, 2 * (layout.num_nodes - num_pages)))
                 self._use_layout()
             self._roots[namespace] = root
+            self._names[root] = namespace
         return root
 
     def _use_layout(self) -> None:
@@ -287,14 +485,23 @@ class PrefixCache:
 
     def _clear(self, root: int) -> int:
         self._epochs[root] = self._epochs.get(root, 0) + 1
-        marks = np.zeros(0, np.int8)
-        count = int(c.remove_pages(*self._arrays, root, self._found, marks))
-        pages = self._found[:count]
-        self._freed(pages[self._fields[c.REFS, pages] == 0])
+        return self._remove(root)
+
+    def _remove(self, node: int) -> int:
+        """Take a node (of a root: all below it) out of the tree, and pins on what is gone with it."""
+        marks = np.zeros(self._fields.shape[1], np.int8)
+        count = int(c.remove_pages(*self._arrays, node, self._found, marks))
+        self._left("remove", self._found[:count])
+        if len(self._pins):
+            parents = self._fields[c.PARENT]
+            for pin in self._pins.pop_if(lambda pin: bool((parents[pin.page_ids] == c.ABSENT).any())):
+                self._freed(self.allocator.release(pin.page_ids))
         return count
 
     def _count_lookup(self, num_tokens: int, num_pages: int) -> None:
         self._num_lookups += 1
+        if not self._num_lookups & 0xFFFFF and self._header[c.CLOCK] > _CLOCK_LIMIT:
+            self._set_clock_back()
         self._num_looked_up += num_tokens
         if num_pages:
             self._num_hits += 1

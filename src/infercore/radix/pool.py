@@ -98,6 +98,49 @@ class KVPool:
         for tensor, at in self._each_tensor(page_ids.astype(np.int64)):
             tensor[at] = float("nan")
 
+    def export_pages(self, page_ids: Int32[np.ndarray, "n"]) -> "dict[str, Tensor]":
+        """Copies of these pages on the CPU: `layer.<i>.k` and `layer.<i>.v`, shaped as in the pool with n pages."""
+        import torch
+
+        at = torch.from_numpy(page_ids.astype(np.int64))
+        return {
+            f"layer.{layer_idx}.{name}": tensor[at.to(tensor.device)].cpu()
+            for layer_idx, pair in self.layers.items()
+            for name, tensor in zip("kv", pair, strict=True)
+        }
+
+    def check_import(self, tensors: "dict[str, Tensor]") -> None:
+        """Raises: ValueError if these tensors are not pages of a pool like this one. Layers not made yet fit any."""
+        for name, pages in tensors.items():
+            kind, layer_idx, half = [*name.split("."), "", ""][:3]
+            if kind != "layer" or not layer_idx.isdigit() or half not in ("k", "v") or pages.ndim != 4:
+                raise ValueError(f"tensor {name!r} of shape {tuple(pages.shape)} is no K or V of a layer")
+            if f"layer.{layer_idx}.{'v' if half == 'k' else 'k'}" not in tensors:
+                raise ValueError(f"layer {layer_idx} has only one of K and V")
+            pair = self.layers.get(int(layer_idx))
+            mine = pair["kv".index(half)] if pair else None
+            if pages.shape[1] != self.page_size or (
+                mine is not None and (mine.shape[1:] != pages.shape[1:] or mine.dtype != pages.dtype)
+            ):
+                raise ValueError(
+                    f"{name} has pages of {tuple(pages.shape[1:])} {pages.dtype}, this pool of "
+                    f"{tuple(mine.shape[1:]) if mine is not None else (self.page_size, '...')} "
+                    f"{mine.dtype if mine is not None else ''}"
+                )
+        if missing := {f"layer.{i}.{half}" for i in self.layers for half in "kv"} - tensors.keys():
+            raise ValueError(f"it lacks {sorted(missing)[0]}")
+
+    def import_pages(self, page_ids: Int32[np.ndarray, "n"], tensors: "dict[str, Tensor]") -> None:
+        """Write what `export_pages` gave into `page_ids`; layers that do not exist are made."""
+        import torch
+
+        at = torch.from_numpy(page_ids.astype(np.int64))
+        for name in sorted(tensors):
+            layer_idx, half = int(name.split(".")[1]), name.split(".")[2]
+            k_like, v_like = (tensors[f"layer.{layer_idx}.{h}"][:, 0] for h in "kv")
+            tensor = self.layer(layer_idx, k_like, v_like)["kv".index(half)]
+            tensor[at.to(tensor.device)] = tensors[name].to(tensor.device)
+
     def _each_tensor(self, index: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> "list[tuple[Tensor, Tensor]]":
         """Every K and V with `index` on its device, which is copied there once per device."""
         import torch

@@ -183,6 +183,8 @@ class Sequence:
                 return 0
             num_new = cache._insert(self._tokens, first, node, self._pages[:count], adopt=True, priority=0)
         self._num_published = count
+        if cache._events:
+            cache._tell()
         return num_new * self._page_size
 
     def close(self, *, insert: bool = True) -> None:

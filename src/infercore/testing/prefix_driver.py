@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from infercore.errors import OutOfPages
-from infercore.radix import Match, PrefixCache, block_table
+from infercore.radix import Match, Pin, PrefixCache, block_table
 from infercore.radix import Sequence as PageSequence
-from infercore.testing.prefix_model import Order, Path, PrefixModel
+from infercore.testing.prefix_model import Entry, Order, Path, PrefixModel
 
 _POISON = -1
+_NO_ENTRY = Entry(page_id=-1, created=0, used=0)
 
 
 class ArrayStore:
@@ -62,6 +63,7 @@ class PrefixDriver:
     tracks: list[Track] = field(default_factory=list)
     locks: list[tuple[AbstractContextManager[Match], Match]] = field(default_factory=list)
     raw: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    pins: list[tuple[Pin, Path]] = field(default_factory=list)
 
     def open(self, token_ids: Sequence[int], namespace: Hashable) -> None:
         path = self.model.path(namespace, token_ids)
@@ -206,8 +208,36 @@ class PrefixDriver:
     def clear(self, namespace: Hashable) -> None:
         gone = self.model.remove_below((namespace,))
         self._same(self.cache.clear(namespace=namespace), len(gone), "cleared pages")
+        self._drop_pins()
         for track in self.tracks:
             track.publishes &= track.namespace != namespace
+
+    def invalidate(self, token_ids: Sequence[int], namespace: Hashable) -> None:
+        path = self.model.path(namespace, token_ids)
+        gone = self.model.invalidate(path)
+        self._same(self.cache.invalidate(token_ids, namespace=namespace), len(gone), "invalidated pages")
+        self._drop_pins()
+
+    def pin(self, token_ids: Sequence[int], namespace: Hashable) -> None:
+        path = self.model.path(namespace, token_ids)
+        pin = self.cache.pin(token_ids, namespace=namespace)
+        pages = self.model.longest(path)
+        self._same(pin.page_ids.tolist(), pages, "pinned pages")
+        self.model.holders.update(pages)
+        self.pins.append((pin, path[: len(pages) + 1]))
+
+    def unpin(self, which: int) -> None:
+        if self.pins:
+            pin, _ = self.pins.pop(which % len(self.pins))
+            self.cache.unpin(pin)
+            self.model.holders.subtract(pin.page_ids.tolist())
+
+    def _drop_pins(self) -> None:
+        """Pins on pages that were cleared or invalidated are gone."""
+        for pin, path in list(self.pins):
+            if len(path) > 1 and self.model.cached.get(path, _NO_ENTRY).page_id != pin.page_ids[-1]:
+                self.pins.remove((pin, path))
+                self.model.holders.subtract(pin.page_ids.tolist())
 
     def check(self) -> None:
         """Counts add up and agree with the model; O(pages)."""
@@ -242,6 +272,8 @@ class PrefixDriver:
             self.unlock(0)
         while self.raw:
             self.release(0)
+        while self.pins:
+            self.unpin(0)
         self.evict(self.model.num_pages)
         self._same(self.cache.counts().free, self.model.num_pages - 1, "free pages at the end")
 
@@ -307,7 +339,9 @@ class PrefixDriver:
         size = self.model.page_size
         path = self.model.path(track.namespace, track.tokens)
         count = len(path) - 1
-        if not track.publishes or count <= track.num_published:
+        cursor = self.model.cached.get(path[: track.num_published + 1], _NO_ENTRY).page_id
+        stands = track.num_published == 0 or cursor == pages[track.num_published - 1]
+        if not track.publishes or not stands or count <= track.num_published:
             return 0
         num_own, known = track.num_published, self.model.longest(path)
         for i, page in enumerate(known):

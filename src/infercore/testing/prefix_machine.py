@@ -94,6 +94,18 @@ def prefix_cache_machine(
         def clear(self, namespace: str | None) -> None:
             self.driver.clear(namespace)
 
+        @rule(token_ids=_TOKENS, namespace=_NAMESPACE)
+        def invalidate(self, token_ids: list[int], namespace: str | None) -> None:
+            self.driver.invalidate(token_ids, namespace)
+
+        @rule(token_ids=_TOKENS, namespace=_NAMESPACE)
+        def pin(self, token_ids: list[int], namespace: str | None) -> None:
+            self.driver.pin(token_ids, namespace)
+
+        @rule(which=_WHICH)
+        def unpin(self, which: int) -> None:
+            self.driver.unpin(which)
+
         @invariant()
         def agrees_with_the_model(self) -> None:
             if hasattr(self, "driver"):

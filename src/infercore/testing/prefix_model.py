@@ -132,6 +132,17 @@ class PrefixModel:
         gone = [known for known in self.cached if known[: len(path)] == path]
         return [self.cached.pop(known).page_id for known in gone]
 
+    def invalidate(self, path: Path) -> list[int]:
+        """Forget `path` from where no other cached path shares it, and everything below; returns the pages."""
+        count = len(self.longest(path))
+        below = sum(known[:-1] == path[: count + 1] for known in self.cached)
+        if count == 0 or (count < len(path) - 1 and below):
+            return []
+        end = count + 1
+        while end > 2 and sum(known[:-1] == path[: end - 1] for known in self.cached) == 1:
+            end -= 1
+        return self.remove_below(path[:end])
+
     def _pop_ghost(self, path: Path) -> bool:
         """Whether `path` is among the last `num_ghosts` evicted, which it leaves."""
         return self.num_evicted - self.ghosts.pop(path, -self.num_ghosts) < self.num_ghosts

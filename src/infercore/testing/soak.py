@@ -105,6 +105,13 @@ def _one(draw: random.Random, driver: PrefixDriver) -> None:
         driver.insert_wrong(_tokens(draw, driver, namespace), namespace)
     elif kind < 0.943:
         driver.clear(namespace)
+    elif kind < 0.955:
+        driver.invalidate(_tokens(draw, driver, namespace), namespace)
+    elif kind < 0.965:
+        if len(driver.pins) < 2:
+            driver.pin(_tokens(draw, driver, namespace), namespace)
+    elif kind < 0.975:
+        driver.unpin(which)
     else:
         driver.close(which, insert=draw.random() < 0.8)
 
