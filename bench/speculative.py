@@ -4,6 +4,7 @@
     python bench/speculative.py replay [--save]      text-only drafters on those traces: no model, seconds
     python bench/speculative.py run [--save]         HF generate, prompt lookup, our engine plain, with trees of fixed
                                                      sizes, and with the controller; outputs are compared
+    python bench/speculative.py check --batch 8      does the controller's output equal the traces, batched?
 
 The questions come from $INFERCORE_DATA/spec_bench (first turns), the model from the cache that `infercore demo` fills
 or from --model. A trace holds the tokens that greedy decoding produced, and the 8 likeliest at each step.
@@ -25,6 +26,7 @@ import numpy as np
 from infercore.speculative import (
     Drafter,
     DraftRequest,
+    FixedBudget,
     NGramDrafter,
     RecyclingDrafter,
     SpeedController,
@@ -54,7 +56,7 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["record", "replay", "run"])
+    parser.add_argument("mode", choices=["record", "replay", "run", "check"])
     parser.add_argument(
         "--traces", type=Path, default=Path.home() / ".cache" / "infercore" / "spec_bench_smollm2.jsonl"
     )
@@ -62,11 +64,24 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--nodes", type=int, default=32)
     parser.add_argument("--questions", type=int, default=240, help="run: how many, spread over all categories")
+    parser.add_argument("--batch", type=int, default=8, help="check: prompts in one call")
+    parser.add_argument("--drafter", choices=DRAFTERS, default="suffix + recycling", help="check: which drafter")
+    parser.add_argument(
+        "--fixed", type=int, default=0, help="check: trees of this many nodes instead of the controller"
+    )
     parser.add_argument("--timings", type=Path, help="run: append every timing here, and go on from what is there")
+    parser.add_argument(
+        "--clock", choices=["seconds", "cpu_seconds"], default="seconds",
+        help="run: wall time, or processor time of the one thread, for a machine that others use as well",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=0, help="run: torch threads; 0 leaves torch's choice")
     parser.add_argument("--save", action="store_true", help="write the table to bench/results/")
     arguments = parser.parse_args()
     if arguments.mode == "record":
         record(arguments)
+        return
+    if arguments.mode == "check":
+        check(arguments)
         return
     table = replay(arguments) if arguments.mode == "replay" else run(arguments)
     print(table)
@@ -234,11 +249,15 @@ def follow(tree: Any, future: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------------------- run
 
-FIXED = (4, 8, 16, 32)
+FIXED = (4, 8, 16)
 
 
 def run(arguments: argparse.Namespace) -> str:
     """Every contestant in turn on every question, from an empty prefix cache, prefill included."""
+    import torch
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     contestants = make_contestants(arguments)
     some = questions()[: arguments.questions]
     results = []
@@ -313,12 +332,13 @@ def run_question(contestants: dict[str, Any], question: dict[str, Any], max_new_
     prompt = prompt_ids(next(iter(contestants.values())).tokenizer, question)
     result: dict[str, Any] = {
         "question_id": question["question_id"], "category": question["category"], "num_prompt": len(prompt),
-        "seconds": {}, "forwards": {}, "outputs": {},
+        "seconds": {}, "cpu_seconds": {}, "forwards": {}, "outputs": {},
     }  # fmt: skip
     for name, contestant in contestants.items():
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         output, forwards = contestant(prompt, max_new_tokens)
         result["seconds"][name] = time.perf_counter() - start
+        result["cpu_seconds"][name] = time.process_time() - cpu_start
         result["forwards"][name] = forwards
         result["outputs"][name] = output
     return result
@@ -333,7 +353,7 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
     names = list(results[0]["seconds"])
 
     def total(name: str, group: str) -> float:
-        return sum(result["seconds"][name] for result in groups[group])
+        return sum(result[arguments.clock][name] for result in groups[group])
 
     differing = {
         name: [r["question_id"] for r in results if r["outputs"][name] != r["outputs"]["HF greedy"]] for name in names
@@ -341,7 +361,8 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
     tokens = sum(len(result["outputs"]["plain"]) for result in results)
     lines = [
         f"machine: {machine()} | commit {commit()} | {len(results)} questions, {arguments.new_tokens} new tokens, "
-        "fp32, batch 1, prefill included, contestants in turn on each question | suffix + recycling drafter",
+        f"fp32, batch 1, prefill included, {arguments.threads or os.cpu_count()} threads, {arguments.clock} summed, "
+        "contestants in turn on each question | suffix + recycling drafter",
         "",
         "| contestant | tokens per forward | over HF greedy | "
         + " | ".join(f"{g}" for g in groups if g != "all")
@@ -359,10 +380,47 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
             + f" | {over_plain['all']:.2f} | {over_plain[worst]:.2f} ({worst}) | {len(differing[name])} |"
         )
     best = {g: max(total("controller", g) and total("plain", g) / total(n, g) for n in names[2:-1]) for g in groups}
-    lines += ["", "controller's speed relative to the best fixed setting (0, 4, 8, 16 or 32 nodes) of each group: "]
+    lines += ["", "controller's speed relative to the best fixed setting (0, 4, 8 or 16 nodes) of each group: "]
     lines[-1] += ", ".join(f"{g} {total('plain', g) / total('controller', g) / best[g]:.3f}" for g in groups)
     lines += ["", f"questions whose output differs from HF greedy: { {k: v for k, v in differing.items() if v} }"]
     return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- check
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Outputs of our engine against recorded HF greedy ones; the logit gap of the two best tokens where they part."""
+    import torch
+
+    from infercore.hf import Engine
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    model, tokenizer = load_model(arguments.model)
+    controller = FixedBudget(arguments.fixed) if arguments.fixed else SpeedController()
+    engine = Engine(model, tokenizer, controller=controller)
+    drafter = DRAFTERS[arguments.drafter]()
+    recorded = list(traces(arguments.traces))[: arguments.questions]
+    differing = []
+    for start in range(0, len(recorded), arguments.batch):
+        some = recorded[start : start + arguments.batch]
+        completions = engine.generate(
+            [trace["prompt_ids"] for trace in some],
+            max_new_tokens=arguments.new_tokens,
+            drafter=drafter,
+            max_draft_nodes=max(32, arguments.fixed),
+        )
+        for trace, completion in zip(some, completions, strict=True):
+            expected, found = trace["output_ids"][: arguments.new_tokens], list(completion.token_ids)
+            if found != expected:
+                first = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+                differing.append((trace["question_id"], first, None if first is None else trace["gaps"][first]))
+        print(f"{start + len(some)} questions, differing (id, position, gap): {differing}", flush=True)
+    print(f"{arguments.drafter}, batch {arguments.batch}, {machine()}, commit {commit()}")
+    print(engine.stats.as_dict())
+    if isinstance(controller, SpeedController):
+        print(controller.report())
 
 
 def machine() -> str:

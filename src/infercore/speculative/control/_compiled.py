@@ -7,7 +7,7 @@ from infercore._jit import compiled
 NUM_DEPTHS = 4  # calibration tells depths 1, 2, 3 and deeper ones apart
 NUM_BINS = 10  # of the drafter's own conditional score
 MAX_CHANCE = 0.99
-PRIOR = 4.0  # tokens' worth of belief in the drafter's scores
+PRIOR = 4.0  # predicted hits that a drafter is believed for before anything is known
 
 
 @no_type_check

@@ -15,6 +15,7 @@ from infercore.speculative.types import Verdict
 
 _REQUEST_MEMORY = 0.8  # a request's own hits and misses fade by this per step
 _REQUEST_PRIOR = 0.5
+_MISS_BOUND = 3.0  # the rule of three: no hit in n tries leaves a chance of at most 3 / n, with 95% confidence
 _RATE_MEMORY = 0.98
 _CHEAP_DRAFT = 0.01  # of a plain step: drafts that cost less go on while nothing is verified
 _REST_STEPS = 12  # steps without drafting, between two steps that look whether drafting would pay again
@@ -83,7 +84,9 @@ class SpeedController:
             record = self._record(request_id)
             record.proposed = tree
             if tree.draft_probs is None:
-                chances.append(self.survival.chances(tree) * np.float32(record.factor))
+                base = self.survival.chances(tree)
+                first = float(base[tree.parents < 0].sum())
+                chances.append(base * np.float32(record.factor(first)))
             else:
                 num_rows += tree.num_nodes
                 chances.append(_NOTHING)
@@ -126,6 +129,7 @@ class SpeedController:
                 hits, predicted = self.survival.learn(record.proposed, verdict.token_ids(tree))
                 record.hits = _REQUEST_MEMORY * record.hits + hits
                 record.predicted = _REQUEST_MEMORY * record.predicted + predicted
+                record.num_misses = 0 if hits else record.num_misses + 1
             record.proposed = None
         plain_s, this_s = self.curve.seconds(np.array([num_rows, num_rows + num_nodes]))
         gained = num_gained / len(trees) * plain_s / this_s
@@ -190,13 +194,19 @@ class _Record:
 
     hits: float = 0.0
     predicted: float = 0.0
+    num_misses: int = 0
+    """Proposals in a row whose first tokens were all wrong."""
     proposed: TokenTree | None = None
 
-    @property
-    def factor(self) -> float:
-        """1, falling steeply to 0 where fewer than half of the predicted hits come: the draft has lost the thread."""
+    def factor(self, first: float) -> float:
+        """What to take off a tree's chances; `first` is the chance that any of the root's children is right.
+
+        1, falling steeply to 0 where fewer than half of the predicted hits come: the draft has lost the thread. And n
+        misses in a row leave no more than a chance of 3 / n for the next hit, whatever was predicted.
+        """
         share = (self.hits + _REQUEST_PRIOR) / (self.predicted + _REQUEST_PRIOR)
-        return min(1.0, 2 * share) ** 3
+        at_most = _MISS_BOUND / (self.num_misses + 1)
+        return min(min(1.0, 2 * share) ** 3, at_most / max(first, at_most))
 
 
 def _cut(trees: Sequence[TokenTree], keep: npt.NDArray[np.bool_]) -> list[TokenTree]:
