@@ -22,14 +22,24 @@ STRING = 5  # inside a JSON string: a = spec, b = config of the decoded text, c 
 
 # Entries of `header` (int64).
 NUM_STATES, NUM_CONFIGS, NUM_STACKS, NUM_PAIRS, NUM_NATIVE = 0, 1, 2, 3, 4
-NEED_WHAT, NEED_ARG, POSITION, STAMP, MAX_DEPTH, NEED_CONFIG, ANY_CONFIG, REACH = 5, 6, 7, 8, 9, 10, 11, 12
+NEED_WHAT, NEED_ARG, POSITION, STAMP, MAX_DEPTH, NEED_CONFIG, ANY_CONFIG, REACH, NUM_CELLS = (
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    12,
+    13,
+)
 HEADER_SIZE = 16
 
 # ANY_CONFIG: the config that reads any text. REACH: code points that one token may add.
 
 # What NEED asks for, in header[NEED_WHAT].
 EXPAND, PYTHON_ROW, GROW_STATES, GROW_CONFIGS, GROW_STACKS, GROW_PAIRS, GROW_WORK, TOO_DEEP = 1, 2, 3, 4, 5, 6, 7, 8
-DISTANCE = 9
+DISTANCE, GROW_CELLS = 9, 10
 NEED = -1
 
 # Bits of `status` (uint8, one per config).
@@ -50,6 +60,40 @@ def _need(m, what, arg):
     m.header[NEED_WHAT] = what
     m.header[NEED_ARG] = arg
     return NEED
+
+
+@no_type_check
+@compiled
+def target_of(m, config, byte):
+    """Next config; 0 where `byte` is refused. The row must be known."""
+    cell = np.int64(byte) - m.row_span[config, 0]
+    if cell < 0 or cell >= m.row_span[config, 1]:
+        return np.int64(0)
+    return np.int64(m.cells[m.row_span[config, 2] + cell])
+
+
+@no_type_check
+@compiled
+def store_row(m, config, row):
+    """Make `row` (256 next configs) the row of `config`, the refused bytes at both ends left out; 0, or NEED."""
+    first = 0
+    while first < 256 and row[first] == 0:
+        first += 1
+    last = 255
+    while last > first and row[last] == 0:
+        last -= 1
+    size = last - first + 1 if first < 256 else 0
+    at = m.header[NUM_CELLS]
+    if at + size > m.cells.shape[0]:
+        return _need(m, GROW_CELLS, 0)
+    for byte in range(first, first + size):
+        m.cells[at + byte - first] = row[byte]
+    m.row_span[config, 0] = first
+    m.row_span[config, 1] = size
+    m.row_span[config, 2] = at
+    m.header[NUM_CELLS] = at + size
+    m.status[config] |= KNOWN
+    return 0
 
 
 @no_type_check
@@ -313,7 +357,7 @@ def intern_pairs(m, count):
         slot = (slot + 1) & mask
     config = m.header[NUM_CONFIGS]
     at = m.header[NUM_PAIRS]
-    if config + 1 >= m.rows.shape[0]:
+    if config + 1 >= m.row_span.shape[0]:
         return _need(m, GROW_CONFIGS, 0)
     if at + count > m.pairs.shape[0]:
         return _need(m, GROW_PAIRS, count)
@@ -382,7 +426,7 @@ def _text_step(m, config, code_point):
             byte = 0x80 | ((code_point >> (6 * (size - 1 - i))) & 0x3F)
         if not m.status[config] & KNOWN:
             return _need(m, PYTHON_ROW, config)
-        config = np.int64(m.rows[config, byte])
+        config = target_of(m, config, byte)
         if config == 0:
             return config
     return config
@@ -410,7 +454,7 @@ def _text_range_lives(m, config, low, high):
             else:
                 lead = 0xC0 | (code_point >> 6)
                 block = 1 << 6
-            if m.rows[config, lead] == 0:
+            if target_of(m, config, lead) == 0:
                 code_point = (code_point // block + 1) * block
                 continue
         code_point += 1
@@ -476,12 +520,12 @@ def _string_step(m, state, byte):
             if full:
                 return np.int64(0)
             for lead in range(0xF5):
-                if m.rows[text, lead] != 0 and (lead < 0x80 or lead > 0xBF):
+                if target_of(m, text, lead) != 0 and (lead < 0x80 or lead > 0xBF):
                     return native_state(m, STRING, spec, text, node[state, 3], ESCAPE * STAGE)
             return np.int64(0)
         if byte < 0x20:
             return np.int64(0)
-        after = np.int64(m.rows[text, byte])
+        after = target_of(m, text, byte)
         if after == 0:
             return after
         return _string_state(m, state, after, byte & 0xC0 != 0x80, 0)
@@ -502,7 +546,7 @@ def _string_step(m, state, byte):
             decoded = 9
         else:
             return np.int64(0)
-        after = np.int64(m.rows[text, decoded])
+        after = target_of(m, text, decoded)
         if after == 0:
             return after
         return _string_state(m, state, after, True, 0)
@@ -571,7 +615,7 @@ def _mark_string(m, state):
         if not m.status[text] & KNOWN:
             return _need(m, PYTHON_ROW, text)
         for byte in range(1, 256):
-            if m.rows[text, byte] != m.rows[text, byte - 1]:
+            if target_of(m, text, byte) != target_of(m, text, byte - 1):
                 marks[byte] = 1
         marks[0x20] = marks[0x22] = marks[0x23] = marks[0x5C] = marks[0x5D] = marks[0x80] = marks[0xC0] = 1
     else:
@@ -634,10 +678,9 @@ def _plain_row(m, config):
         if target < 0:
             return NEED
         for byte in range(low, high):
-            m.rows[config, byte] = target
+            m.row_work[byte] = target
         low = high
-    m.status[config] |= KNOWN
-    return 0
+    return store_row(m, config, m.row_work)
 
 
 @no_type_check
@@ -670,7 +713,7 @@ def step_bytes(m, config, data, begin, stop_mask):
             m.header[POSITION] = i
             m.header[NEED_CONFIG] = config
             return np.int64(NEED)
-        config = np.int64(m.rows[config, data[i]])
+        config = target_of(m, config, data[i])
         if config == 0:
             m.header[POSITION] = i
             return config
@@ -697,7 +740,7 @@ def walk_trie(m, trie, begin, path, bitmask):
         if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
             m.header[POSITION] = i
             return NEED
-        target = m.rows[config, node_byte[i]]
+        target = target_of(m, config, node_byte[i])
         if target == 0:
             i = node_skip[i]
         else:
@@ -725,7 +768,7 @@ def walk_departures(m, trie, node_plain, begin, path, free, bitmask):
         if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
             m.header[POSITION] = i
             return NEED
-        target = m.rows[config, node_byte[i]]
+        target = target_of(m, config, node_byte[i])
         if target == free and node_plain[i]:
             i = node_skip[i]
         elif target == 0:
@@ -767,7 +810,7 @@ def forced_byte(m, config):
     found = -1
     respelled = False
     for byte in range(256):
-        if m.rows[config, byte] != 0:
+        if target_of(m, config, byte) != 0:
             if byte == respelling:
                 respelled = True
             elif found >= 0:

@@ -6,7 +6,7 @@ from typing import Any
 
 from infercore.constrained.grammar import GrammarSpec
 from infercore.constrained.regex import full_match
-from infercore.constrained.schema import Whitespace
+from infercore.constrained.schema import Separators, Whitespace, check_schema
 from infercore.constrained.schema.python_types import schema_of_type
 
 
@@ -46,5 +46,7 @@ def json_schema(schema: Any, *, whitespace: Whitespace = "spaced", ignore: Seque
         schema = json.loads(schema)
     elif not isinstance(schema, dict | bool):
         schema = schema_of_type(schema)
+    check_schema(schema, ignore=frozenset(ignore))
+    Separators.of(whitespace)
     source = json.dumps({"schema": schema, "whitespace": whitespace, "ignore": sorted(ignore)})
     return GrammarSpec("json_schema", source)

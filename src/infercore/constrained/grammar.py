@@ -1,6 +1,5 @@
 """`GrammarSpec`, what may be said, and `Grammar`, the same bound to a vocabulary."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,11 +15,6 @@ from infercore.constrained.vocabulary import Vocabulary
 
 FINAL = 0
 """The state after an end token: only end tokens may follow."""
-
-
-def decoded_key(key_text: bytes) -> str:
-    """The key that the bytes between its quotes spell."""
-    return str(json.loads(b'"' + key_text + b'"'))
 
 
 _RECORDED = 1 << 40  # states above: a config, and the bytes of the undeclared key that is being written
@@ -65,7 +59,7 @@ class Grammar:
         self.vocabulary = vocabulary
         self.machine = machine
         self.spec = spec
-        self._resolved: dict[tuple[int, str], int] = {}
+        self._resolved: dict[tuple[int, bytes], int] = {}
         self._path = np.zeros(vocabulary.max_token_size + 2, np.int32)
         self._masks: dict[int, npt.NDArray[np.uint32]] = {}
         self._max_masks = max(machine.limits.max_mask_bytes // (4 * vocabulary.num_words), 4)
@@ -111,7 +105,7 @@ class Grammar:
         if state == FINAL:
             return True
         config = self._config(state)
-        return self.machine.accepts(config) and not self.machine.row(config).any()
+        return self.machine.accepts(config) and self.machine.is_end(config)
 
     def forced_tokens(self, state: int) -> npt.NDArray[np.int32]:
         """The tokens that must come next, int32, perhaps none.
@@ -134,10 +128,10 @@ class Grammar:
     def _config(self, state: int) -> int:
         return self._recorded[state - _RECORDED][0] if state >= _RECORDED else state
 
-    def _state(self, config: int, key_text: bytes) -> int:
-        if not self.machine.tables.status[config] & c.RECORDS:
+    def _state(self, config: int, text: bytes) -> int:
+        if not self.machine.records_all and not self.machine.tables.status[config] & c.RECORDS:
             return config
-        key = (config, key_text)
+        key = (config, text)
         state = self._recorded_ids.get(key)
         if state is None:
             state = self._recorded_ids[key] = _RECORDED + len(self._recorded)
@@ -156,11 +150,11 @@ class Grammar:
         """State after more bytes of text; -1 where they are refused."""
         if state == FINAL:
             return FINAL if data.size == 0 else -1
-        config, key_text = self._recorded[state - _RECORDED] if state >= _RECORDED else (state, b"")
+        config, text = self._recorded[state - _RECORDED] if state >= _RECORDED else (state, b"")
         machine = self.machine
         at = 0
         while at < data.size:
-            recording = bool(machine.tables.status[config] & c.RECORDS)
+            recording = machine.records_all or bool(machine.tables.status[config] & c.RECORDS)
             begin = at
             piece = data[: at + 1] if recording else data  # byte by byte inside a key whose text must be known
             config, at = machine.step(config, piece, at, c.RECORDS | c.PENDING)
@@ -168,27 +162,25 @@ class Grammar:
                 return -1
             status = machine.tables.status[config]
             if recording:
-                key_text += data[begin:at].tobytes()
-            elif status & c.RECORDS:
-                key_text = b""
+                text += data[begin:at].tobytes()
             if status & c.PENDING:
-                config = self._resolve_key(config, decoded_key(key_text[:-1]))
+                config = self._resolve(config, text)
                 if config == 0:
                     return -1
-            if not machine.tables.status[config] & c.RECORDS:
-                key_text = b""
-        return self._state(config, key_text)
+            if not machine.records_all and not machine.tables.status[config] & c.RECORDS:
+                text = b""
+        return self._state(config, text)
 
-    def _resolve_key(self, config: int, key: str) -> int:
-        """`config` behind the closing quote of undeclared `key`, which goes into the memory of its object."""
-        resolved = self._resolved.get((config, key))
+    def _resolve(self, config: int, text: bytes) -> int:
+        """`config` behind a key or item that `text` ends in, put into the memory of its object or array."""
+        resolved = self._resolved.get((config, text))
         if resolved is None:
             machine = self.machine
             pairs = [
-                (machine.pending_keys[state](key) if state in machine.pending_keys else state, stack)
+                (machine.pending_keys[state](text) if state in machine.pending_keys else state, stack)
                 for state, stack in machine.pairs(config)
             ]
-            resolved = self._resolved[(config, key)] = machine.intern(pairs)
+            resolved = self._resolved[(config, text)] = machine.intern(pairs)
         return resolved
 
     def _mask(self, state: int) -> npt.NDArray[np.uint32]:

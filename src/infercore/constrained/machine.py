@@ -34,7 +34,9 @@ class Tables(NamedTuple):
     specs: npt.NDArray[np.int32]  # [specs, 6] of JSON strings
     stacks: npt.NDArray[np.int32]  # [stacks, 3] return state, stack below, depth; stack 0 is empty
     stack_hash: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int32]  # [configs, 256] next config, 0 = refused
+    row_span: npt.NDArray[np.int32]  # [configs, 3] first byte that is not refused, number of cells, where they begin
+    cells: npt.NDArray[np.int32]  # next configs, 0 = refused
+    row_work: npt.NDArray[np.int32]  # [256] a row being computed
     status: npt.NDArray[np.uint8]  # [configs] bits
     distance: npt.NDArray[np.int32]  # [configs] code points that a text config needs at least to accept, -1: unknown
     pairs_at: npt.NDArray[np.int64]  # [configs + 1] where a config's pairs begin
@@ -59,7 +61,8 @@ class Machine:
         self._expanders: dict[int, Expander] = {}
         self._row_makers: dict[int, Callable[[int], Sequence[int]]] = {}
         self.key_done: dict[int, Callable[[int, int], None]] = {}  # string spec -> expander (state, text config)
-        self.pending_keys: dict[int, Callable[[str], int]] = {}  # state behind an undeclared key -> by text, the state
+        self.pending_keys: dict[int, Callable[[bytes], int]] = {}  # state behind a key or item -> by text, the state
+        self.records_all = False  # outputs remember their whole text, not only undeclared keys
         self.num_edges = self.num_free = self.num_specs = 0
         self._free_lists: dict[tuple[int, ...], int] = {}
         self.tables = Tables(
@@ -73,7 +76,9 @@ class Machine:
             specs=np.zeros((64, 6), np.int32),
             stacks=np.zeros((512, 3), np.int32),
             stack_hash=np.full(1024, -1, np.int32),
-            rows=np.zeros((256, 256), np.int32),
+            row_span=np.zeros((256, 3), np.int32),
+            cells=np.zeros(8192, np.int32),
+            row_work=np.zeros(256, np.int32),
             status=np.zeros(256, np.uint8),
             distance=np.full(256, -1, np.int32),
             pairs_at=np.zeros(257, np.int64),
@@ -189,7 +194,7 @@ class Machine:
 
     def config_from_rows(self, row_maker: Callable[[int], Sequence[int]], *, accepts: bool) -> int:
         """A config whose row Python computes: `row_maker(config)` gives 256 next configs when it is asked for."""
-        while self.tables.header[c.NUM_CONFIGS] + 1 >= self.tables.rows.shape[0]:
+        while self.tables.header[c.NUM_CONFIGS] + 1 >= self.tables.row_span.shape[0]:
             self._grow_configs()
         config = int(self.tables.header[c.NUM_CONFIGS])
         self.tables.header[c.NUM_CONFIGS] = config + 1
@@ -208,7 +213,15 @@ class Machine:
     def row(self, config: int) -> npt.NDArray[np.int32]:
         """Next config for each byte, 0 where refused."""
         self._run(lambda: int(c.ensure_row(self.tables, config)))
-        return self.tables.rows[config]
+        first, size, at = self.tables.row_span[config].tolist()
+        row = np.zeros(256, np.int32)
+        row[first : first + size] = self.tables.cells[at : at + size]
+        return row
+
+    def is_end(self, config: int) -> bool:
+        """Whether no byte may follow."""
+        self._run(lambda: int(c.ensure_row(self.tables, config)))
+        return int(self.tables.row_span[config, 1]) == 0
 
     def accepts(self, config: int) -> bool:
         return bool(self.tables.status[config] & c.ACCEPTS)
@@ -354,8 +367,8 @@ class Machine:
         elif what == c.PYTHON_ROW:
             if arg in self._row_makers and not self.tables.status[arg] & c.KNOWN:
                 row = self._row_makers.pop(arg)(arg)
-                self.tables.rows[arg] = row
-                self.tables.status[arg] |= c.KNOWN
+                full = np.array(row, np.int32)
+                self._run(lambda: int(c.store_row(self.tables, arg, full)))
             else:
                 self.row(arg)
         elif what == c.DISTANCE:
@@ -368,6 +381,8 @@ class Machine:
             stacks = _longer(self.tables.stacks, 2 * self.tables.stacks.shape[0])
             self._replace(stacks=stacks, stack_hash=np.full(2 * stacks.shape[0], -1, np.int32))
             c.rehash(self.tables, _NONE, _NONE, self.tables.stack_hash)
+        elif what == c.GROW_CELLS:
+            self._replace(cells=_longer(self.tables.cells, 2 * self.tables.cells.shape[0]))
         elif what == c.GROW_PAIRS:
             self._replace(pairs=_longer(self.tables.pairs, 2 * self.tables.pairs.shape[0] + arg))
         elif what == c.GROW_WORK:
@@ -407,14 +422,14 @@ class Machine:
 
     def _grow_configs(self) -> None:
         tables = self.tables
-        size = 2 * tables.rows.shape[0]
+        size = 2 * tables.row_span.shape[0]
         if size > 2 * self.limits.max_configs:
             raise GrammarLimitError(
                 f"the grammar needs more than {self.limits.max_configs} configs; simplify it, or raise "
                 "Limits(max_configs=...)"
             )
         self._replace(
-            rows=_longer(tables.rows, size),
+            row_span=_longer(tables.row_span, size),
             status=_longer(tables.status, size),
             distance=_longer(tables.distance, size),
             pairs_at=_longer(tables.pairs_at, size + 1),
@@ -441,8 +456,7 @@ def _longer(array: npt.NDArray[np.generic], rows: int, *, fill: int = 0) -> npt.
     rows = max(rows, 2 * array.shape[0])
     longer = np.empty((rows, *array.shape[1:]), array.dtype)
     longer[: array.shape[0]] = array
-    if longer.nbytes < 1 << 18 or array.shape[-1] != 256:  # rows are written before they are read
-        longer[array.shape[0] :] = fill
+    longer[array.shape[0] :] = fill
     return longer
 
 

@@ -7,12 +7,18 @@ from typing import Any
 
 from infercore.constrained.machine import Machine
 from infercore.constrained.schema.arrays import array_lowering
+from infercore.constrained.schema.check import check
 from infercore.constrained.schema.context import Context
 from infercore.constrained.schema.document import Document
 from infercore.constrained.schema.objects import object_lowering
 from infercore.constrained.schema.separators import Separators, Whitespace
 
-__all__ = ["Separators", "Whitespace", "lower_schema"]
+__all__ = ["Separators", "Whitespace", "check_schema", "lower_schema"]
+
+
+def check_schema(schema: Any, *, ignore: frozenset[str]) -> None:
+    """Raise UnsupportedSchema, with its JSON pointer, for what cannot be enforced."""
+    check(Document(schema, ignore))
 
 
 def lower_schema(schema: Any, machine: Machine, *, whitespace: Whitespace, ignore: frozenset[str]) -> int:

@@ -1,9 +1,10 @@
 """Arrays: a state per position that matters, with the counts of `contains` as memory."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infercore.constrained.schema.atoms import Alternative
+from infercore.constrained.schema.spelling import canonical, last_item
 from infercore.constrained.schema.context import Context
 from infercore.constrained.schema.document import TRUE, Literal
 from infercore.errors import UnsupportedSchema
@@ -16,12 +17,12 @@ class _Memory:
     Attributes:
         position: items so far, no further than where it stops to matter.
         counts: for each `contains`, matching items so far, capped likewise.
-        values: constants that were used, where items must differ.
+        values: items so far as canonical JSON, where they must differ.
     """
 
     position: int
     counts: tuple[int, ...]
-    values: frozenset[object] = frozenset()
+    values: frozenset[str] = frozenset()
 
 
 class ArrayStates:
@@ -44,8 +45,14 @@ class ArrayStates:
                 self.low = max(self.low, atom[1])
             elif atom[0] == "max_items":
                 self.high = atom[1] if self.high is None else min(self.high, atom[1])
-            elif atom[0] == "unique":
-                raise UnsupportedSchema("uniqueItems cannot be enforced yet", pointer="/uniqueItems")
+        signs = {atom[1] for atom in alternative if atom[0] == "unique"}
+        if False in signs:
+            raise UnsupportedSchema(
+                "that items repeat cannot be enforced; leave out the negated uniqueItems", pointer=""
+            )
+        self.unique = True in signs
+        if self.unique:
+            self.machine.records_all = True
         starts = [start for start, _ in self.rest] + [start for start, *_ in self.counted]
         self.settled = max([0, *(i + 1 for i in self.items), *starts])
         self.position_cap = max(self.settled, self.low, (self.high or -1) + 1 if self.high is not None else 0)
@@ -72,6 +79,9 @@ class ArrayStates:
             ]
             machine.define(state, free=free)
             return
+        if kind == "after" and self.unique:
+            self._expand_unknown(state, memory)
+            return
         free = []
         if self._may_end(memory):
             free.append(machine.literal(b"]", context.ret))
@@ -79,6 +89,32 @@ class ArrayStates:
             item = self._state("item", memory)
             free.append(item if kind == "first" else context.comma(item))
         machine.define(state, free=free)
+
+    def _expand_unknown(self, state: int, memory: _Memory) -> None:
+        """Define the state behind an item whose value is not known yet."""
+        self._define_marks(state, memory)
+        self.machine.tables.pending[state] = 1
+        self.machine.pending_keys[state] = lambda text: self._known(
+            replace(memory, values=memory.values | {canonical(last_item(text))})
+        )
+
+    def _known(self, memory: _Memory) -> int:
+        key = ("known", memory)
+        if key not in self._states:
+            self._states[key] = self.machine.new_states(1)
+            self._define_marks(self._states[key], memory)
+        return self._states[key]
+
+    def _define_marks(self, state: int, memory: _Memory) -> None:
+        """Make `state` read the bracket or comma behind an item: the bytes stand in it, not behind a free move."""
+        edges = []
+        if self._may_end(memory):
+            edges.append((93, 93, self.context.ret))
+        if self._may_go_on(memory):
+            comma = self.context.separators.comma
+            rest = self.machine.literal(comma[1:], self.context.space(self._state("item", memory)))
+            edges.append((comma[0], comma[0], rest))
+        self.machine.define(state, edges)
 
     def _may_end(self, memory: _Memory) -> bool:
         return memory.position >= self.low and all(
@@ -94,6 +130,9 @@ class ArrayStates:
         """What the next item may be, and the memory after it: an item that counts, or one that does not."""
         position = memory.position
         base = [*self.items.get(position, ()), *(literal for start, literal in self.rest if start <= position)]
+        for value in sorted(memory.values):
+            literal = self.context.document.constant(value)
+            base.append((literal[0], False))
         options: list[tuple[list[Literal], tuple[int, ...]]] = [(base, ())]
         for count, (start, literal, low, high) in zip(memory.counts, self.counted, strict=True):
             if start > position or (high is None and count >= low):
@@ -113,7 +152,7 @@ class ArrayStates:
         result = []
         for literals, counts in options:
             if self._enough_room(after, counts) and not self.context.is_empty(literals):
-                result.append((literals, _Memory(after, counts)))
+                result.append((literals, _Memory(after, counts, memory.values)))
         return result
 
     def _enough_room(self, position: int, counts: tuple[int, ...]) -> bool:

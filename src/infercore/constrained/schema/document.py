@@ -1,5 +1,6 @@
 """`Document`: the places of a JSON Schema, references resolved, the drafts told apart."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urljoin
@@ -73,6 +74,10 @@ class Document:
         if key not in self._synthetic:
             self._synthetic[key] = self._add(Place(schema, parent.base, parent.pointer, 2020))
         return (self._synthetic[key], True)
+
+    def constant(self, text: str) -> Literal:
+        """The literal of `{"const": value}` for the value that `text` spells."""
+        return self.synthetic(text, {"const": json.loads(text)}, self.places[0])
 
     def resolve(self, reference: Json, place: Place) -> Literal:
         """The literal that `$ref` at `place` points to. Raises: UnsupportedSchema where it points nowhere."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from infercore.constrained.schema.atoms import Alternative
 from infercore.constrained.schema.context import Context
 from infercore.constrained.schema.document import TRUE, Literal
+from infercore.constrained.schema.spelling import last_string
 
 _OTHER = 0  # label of a key that no name and no pattern claims
 _TOLD_APART = 8  # `some` atoms over sets of keys that one key may serve at once
@@ -238,7 +239,7 @@ class ObjectStates:
         self.context.define_colon(state, entry)
         if not declared and key is None:
             self.machine.tables.pending[state] = 1
-            self.machine.pending_keys[state] = lambda text: self._resolved(config, memory, text)
+            self.machine.pending_keys[state] = lambda text: self._resolved(config, memory, last_string(text))
 
     def _resolved(self, config: int, memory: _Memory, key: str) -> int:
         """The state behind the closing quote of an undeclared key, now that its text is known."""

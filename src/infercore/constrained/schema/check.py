@@ -1,0 +1,119 @@
+"""`check`: finds what cannot be enforced before any token is generated, with its JSON pointer."""
+
+from typing import Any
+
+from infercore.constrained.schema.atoms import _ANNOTATIONS
+from infercore.constrained.schema.document import Document, Literal, Place
+from infercore.constrained.schema.texts import pattern_node
+from infercore.errors import RegexSyntaxError, UnsupportedSchema
+
+_TYPES = frozenset("null boolean integer number string array object any".split())
+_COUNTS = frozenset("minLength maxLength minItems maxItems minProperties maxProperties minContains maxContains".split())
+_NUMBERS = frozenset("minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split())
+_ONE = frozenset("not if then else additionalProperties propertyNames contains additionalItems unevaluatedItems "
+                 "unevaluatedProperties".split())  # fmt: skip
+_LISTS = frozenset("allOf anyOf oneOf prefixItems".split())
+_DICTS = frozenset("properties patternProperties dependentSchemas".split())
+
+
+def check(document: Document) -> None:
+    """Raise UnsupportedSchema for the first thing in reach of the root that is malformed or cannot be enforced.
+
+    Definitions that nothing refers to are not looked at.
+    """
+    seen: set[Literal] = set()
+    waiting: list[Literal] = [(document.root_place, True)]
+    while waiting:
+        literal = waiting.pop()
+        if literal in seen:
+            continue
+        seen.add(literal)
+        place = document.places[literal[0]]
+        if isinstance(place.schema, dict):
+            waiting += reversed(_check_place(document, place))
+
+
+def _check_place(document: Document, place: Place) -> list[Literal]:
+    """Checks one place, returns the places that it applies to the value or to parts of it."""
+    children: list[Literal] = []
+    if "$ref" in place.schema and place.draft <= 7:
+        return [document.resolve(place.schema["$ref"], place)]
+    for keyword, value in place.schema.items():
+        if keyword in document.ignore or keyword in _ANNOTATIONS:
+            continue
+        pointer = f"{place.pointer}/{keyword}"
+        if keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
+            if keyword != "$ref" and not document.is_static(value, place):
+                raise UnsupportedSchema("a reference that depends on the path taken to it; use $ref", pointer=pointer)
+            children.append(document.resolve(value, place))
+        elif keyword == "type":
+            names = value if isinstance(value, list) else [value]
+            if not all(isinstance(name, str) and name in _TYPES for name in names):
+                raise UnsupportedSchema(
+                    f"type is {value!r}, expected one of {', '.join(sorted(_TYPES))}", pointer=pointer
+                )
+        elif keyword in _COUNTS:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
+                raise UnsupportedSchema(f"{keyword} is {value!r}, expected a count", pointer=pointer)
+        elif keyword in _NUMBERS:
+            _check_number(keyword, value, place.draft, pointer)
+        elif keyword == "enum":
+            if not isinstance(value, list):
+                raise UnsupportedSchema(f"enum is {value!r}, expected a list", pointer=pointer)
+        elif keyword == "required":
+            if not isinstance(value, bool) and not (isinstance(value, list) and all(isinstance(k, str) for k in value)):
+                raise UnsupportedSchema(f"required is {value!r}, expected a list of names", pointer=pointer)
+        elif keyword == "pattern":
+            _check_pattern(value, pointer)
+        else:
+            children += _children(document, place, keyword, value, pointer)
+    return children
+
+
+def _check_number(keyword: str, value: Any, draft: int, pointer: str) -> None:
+    if isinstance(value, bool) and keyword.startswith("exclusive"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
+        raise UnsupportedSchema(f"{keyword} is {value!r}, expected a number", pointer=pointer)
+    if keyword == "multipleOf" and value <= 0:
+        raise UnsupportedSchema(f"multipleOf is {value!r}, expected more than 0", pointer=pointer)
+
+
+def _check_pattern(pattern: Any, pointer: str) -> None:
+    if not isinstance(pattern, str):
+        raise UnsupportedSchema(f"pattern is {pattern!r}, expected a string", pointer=pointer)
+    try:
+        pattern_node(pattern)
+    except RegexSyntaxError as error:
+        raise UnsupportedSchema(str(error), pointer=pointer) from error
+
+
+def _children(document: Document, place: Place, keyword: str, value: Any, pointer: str) -> list[Literal]:
+    if keyword in _ONE or (keyword == "items" and not isinstance(value, list)):
+        _check_schema(value, pointer)
+        return [document.literal(value, place, keyword)]
+    if keyword in _LISTS or keyword == "items":
+        if not isinstance(value, list):
+            raise UnsupportedSchema(f"{keyword} is {value!r}, expected a list of schemas", pointer=pointer)
+        for i, schema in enumerate(value):
+            _check_schema(schema, f"{pointer}/{i}")
+        return [document.literal(schema, place, f"{keyword}/{i}") for i, schema in enumerate(value)]
+    if keyword in _DICTS or keyword in ("dependencies", "dependentRequired"):
+        if not isinstance(value, dict):
+            raise UnsupportedSchema(f"{keyword} is {value!r}, expected an object", pointer=pointer)
+        result = []
+        for name, schema in value.items():
+            escaped = name.replace("~", "~0").replace("/", "~1")
+            if keyword == "patternProperties":
+                _check_pattern(name, f"{pointer}/{escaped}")
+            if isinstance(schema, list | str) and keyword in ("dependencies", "dependentRequired"):
+                continue
+            _check_schema(schema, f"{pointer}/{escaped}")
+            result.append(document.literal(schema, place, f"{keyword}/{escaped}"))
+        return result
+    return []
+
+
+def _check_schema(schema: Any, pointer: str) -> None:
+    if not isinstance(schema, dict | bool):
+        raise UnsupportedSchema(f"{schema!r} is no schema, expected an object or a boolean", pointer=pointer)

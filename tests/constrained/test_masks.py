@@ -1,0 +1,69 @@
+"""The mask of every state is what trying each token gives; a token is accepted exactly where the mask allows it."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infercore.constrained import choices, json_schema, regex
+from tests.constrained.schemas import schemas
+from tests.constrained.test_regex import patterns
+from tests.constrained.vocab import EOS, VOCABULARY, allowed, allowed_one_by_one, walk
+
+
+def check(spec, draw):
+    grammar = spec.bind(VOCABULARY)
+    for state in walk(grammar, lambda ids: ids[draw(st.integers(0, len(ids) - 1))], 6):
+        mask = allowed(grammar, state)
+        assert mask == allowed_one_by_one(grammar, state)
+        assert (EOS in mask) == grammar.is_accepting(state)
+        assert grammar.is_finished(state) == (mask == {EOS})
+
+
+@settings(max_examples=25)
+@given(patterns, st.data())
+def test_regex_masks(pattern, data):
+    check(regex(pattern), data.draw)
+
+
+@settings(max_examples=25)
+@given(schemas, st.data(), st.sampled_from(["spaced", "compact", "flexible"]))
+def test_schema_masks(schema, data, whitespace):
+    check(json_schema(schema, whitespace=whitespace), data.draw)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "minLength": 2, "maxLength": 5},
+        {"type": "string", "maxLength": 3, "pattern": "^[a-z日é]*$"},
+        {"type": "object"},
+        {"properties": {"a": True, "ab": {"type": "string"}}, "required": ["ab"], "type": "object"},
+        {"type": "object", "additionalProperties": {"type": "boolean"}, "propertyNames": {"maxLength": 3}},
+        {"enum": ["abc", "ab\n", 'é"', "日本", 1, 12, None, [], {"a": 1}]},
+    ],
+)
+@settings(max_examples=8)
+@given(data=st.data())
+def test_masks_where_slices_are_used(schema, data):
+    check(json_schema(schema), data.draw)
+
+
+def test_special_and_missing_tokens_are_never_text():
+    grammar = regex(r"(?s).*").bind(VOCABULARY)
+    mask = allowed(grammar, grammar.start)
+    assert 0 not in mask
+    assert EOS in mask
+    assert max(mask) < len(VOCABULARY.token_bytes)
+
+
+def test_end_token_leads_to_a_state_where_only_it_is_allowed():
+    grammar = choices(["ab", "abc"]).bind(VOCABULARY)
+    state = grammar.start
+    for byte in b"ab":
+        assert grammar.advance(state, EOS) == -1
+        state = grammar.advance(state, byte + 2)
+    final = grammar.advance(state, EOS)
+    assert allowed(grammar, final) == {EOS}
+    assert grammar.is_finished(final)
+    assert grammar.is_accepting(final)
+    assert grammar.advance(final, ord("a") + 2) == -1

@@ -1,0 +1,81 @@
+"""A regex grammar says what Python's `re` says, and refuses clearly what no automaton holds."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infercore.constrained import regex
+from infercore.errors import GrammarError, RegexSyntaxError
+from tests.constrained.vocab import VOCABULARY, accepts
+
+atoms = st.sampled_from(
+    ["a", "b", "c", ".", "[ab]", "[^a]", r"\d", r"\w", "é", "[à-ü]", r"\.", "[a-c0-9]", "\n", "^", "$", r"\s", "日"]
+)
+repeats = st.sampled_from(["*", "+", "?", "{2}", "{0,2}", "{1,}", "*?", "{,2}"])
+patterns = st.recursive(
+    atoms,
+    lambda inner: st.one_of(
+        st.tuples(inner, inner).map("".join),
+        st.tuples(inner, inner).map("|".join).map("({})".format),
+        st.tuples(inner, repeats).map(lambda p: f"(?:{p[0]}){p[1]}"),
+        inner.map("(?i:{})".format),
+        inner.map("(?s:{})".format),
+    ),
+    max_leaves=8,
+)
+texts = st.text(st.sampled_from("abcABC09.é日\n "), max_size=6)
+
+
+@settings(max_examples=100)
+@given(patterns, st.lists(texts, min_size=1, max_size=8))
+def test_full_match_is_that_of_re(pattern, candidates):
+    compiled = re.compile(pattern)
+    grammar = regex(pattern).bind(VOCABULARY)
+    for text in candidates:
+        # `$` of re also matches before a final newline; as the end of a full match that is never used up
+        assert accepts(grammar, text) == bool(compiled.fullmatch(text)), (pattern, text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        (r"(?i)straße", ["STRAße", "straße"], ["strass"]),
+        (r"\p{Lu}\p{Ll}+", ["Éa", "Ab"], ["aB", "A"]),
+        (r"[^\W\d_]+", ["aé日"], ["a1", "_"]),
+        (r"a{0,1000}", ["", "a" * 1000], ["a" * 1001]),
+        (r".*a.{30}", ["a" + "b" * 30, "aa" + "b" * 30], ["a" + "b" * 29, "b" * 40]),
+        (r"(?P<year>\d{4})-(?:0[1-9]|1[0-2])", ["2024-12"], ["2024-13"]),
+        ("(?x) a b  # comment\n c", ["abc"], ["a b c"]),
+        (r"(a|b)(?#note)c\Z", ["ac"], ["ab"]),
+        (r"[]a]+", ["]a"], ["b"]),
+        (r"\x41\u00e9\U0001F600\101", ["Aé😀A"], ["A"]),
+    ],
+)
+def test_syntax(pattern, yes, no):
+    grammar = regex(pattern).bind(VOCABULARY)
+    assert all(accepts(grammar, text) for text in yes)
+    assert not any(accepts(grammar, text) for text in no)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "position"),
+    [
+        ("(a)\\1", 3),
+        ("a(", 1),
+        ("[a", 0),
+        ("a{3,2}", 1),
+        ("(?>a)", 0),
+        ("*a", 0),
+        ("\\", 0),
+        (r"\p{Nope}", 0),
+        ("a)", 1),
+    ],
+)
+def test_refusal_carries_the_position(pattern, position):
+    with pytest.raises(RegexSyntaxError) as caught:
+        regex(pattern)
+    assert caught.value.position == position
+    assert isinstance(caught.value, GrammarError)
+    assert isinstance(caught.value, ValueError)
