@@ -9,8 +9,8 @@ from tests.hf.drafters import OracleDrafter
 from tests.hf.test_equals_hf import assert_nothing_lost, byte_vocabulary
 from tests.hf.tiny import VOCAB, hf_greedy, prompts, tiny_model
 
-from infercore.constrained import regex
-from infercore.errors import OutOfPages, RequestError
+from infercore.constrained import json_schema, regex
+from infercore.errors import GrammarError, OutOfPages, RequestError
 from infercore.hf import AsyncEngine, Engine, FinishEvent, TokenEvent
 
 
@@ -153,6 +153,69 @@ def test_an_exception_anywhere_loses_nothing_and_the_engine_goes_on(engine, trut
     assert_nothing_lost(engine)
     (done,) = engine.generate(prompts()[0], max_new_tokens=30)
     assert done.token_ids == truth
+
+
+def test_a_tokenizer_that_fails_ends_the_request_with_its_error(engine):
+    engine.tokenizer = None
+    engine.tokenizer = type("Broken", (ByteTokenizer,), {"decode": lambda *args, **kwargs: 1 / 0})()
+    with pytest.raises(ZeroDivisionError):
+        engine.generate(prompts()[0], max_new_tokens=3)
+    assert_nothing_lost(engine)
+
+
+def test_callers_may_cancel_from_within_a_step_but_not_step(engine, truth):
+    handles = []
+
+    def cancel_other(ids, scores):
+        handles[1].cancel()
+        handles[1].cancel()
+        return False
+
+    def step_again(ids, scores):
+        engine.step()
+
+    handles += engine.submit(engine.request(prompts()[0], max_new_tokens=30, stopping_criteria=(cancel_other,)))
+    handles += engine.submit(engine.request(prompts()[1], max_new_tokens=30))
+    handles += engine.submit(engine.request(prompts()[2], max_new_tokens=30, stopping_criteria=(step_again,)))
+    while engine.num_unfinished:
+        engine.step()
+    assert handles[0].completion.token_ids == truth
+    assert handles[1].completion.finish_reason == "cancelled"
+    assert "within a step" in str(handles[2].completion.error)
+    assert_nothing_lost(engine)
+
+
+def run_to_the_end(engine):
+    while engine.num_unfinished:
+        engine.step()
+
+
+def test_ctrl_c_between_finishing_two_requests_leaves_the_second_for_the_next_step(engine, monkeypatch):
+    handles = [engine.submit(engine.request(p, max_new_tokens=4))[0] for p in prompts()]
+    finish, calls = engine._finish, []
+
+    def interrupted(state):
+        calls.append(state)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        finish(state)
+
+    monkeypatch.setattr(engine, "_finish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_the_end(engine)
+    while engine.num_unfinished:
+        engine.step()
+    assert all(len(h.completion.token_ids) == 4 for h in handles)
+    assert_nothing_lost(engine)
+
+
+def test_a_schema_that_cannot_be_read_is_refused_before_anything_runs(engine):
+    with pytest.raises(GrammarError):
+        engine.generate([prompts()[0], prompts()[1]], grammar=json_schema({"type": "string", "pattern": r"(a)\1"}))
+    with pytest.raises(TypeError, match="expected what infercore"):
+        engine.generate(prompts()[0], max_new_tokens=9, grammar={"type": "string"})
+    assert engine.num_unfinished == 0
+    assert_nothing_lost(engine)
 
 
 def test_one_request_with_a_failing_processor_does_not_stop_the_others(engine, truth):

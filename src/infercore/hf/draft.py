@@ -9,19 +9,18 @@ from torch import Tensor
 from infercore.hf.choose import Turn
 from infercore.hf.grammar_state import IntGrammarState
 from infercore.hf.scheduler import Share
-from infercore.hf.state import RequestState, fail
+from infercore.hf.state import RequestState
 from infercore.speculative import Controller, Drafter, DraftRequest, TokenTree, TopTokenObserver, Verdict
 
 
-def draft(shares: Seq[Share], controller: Controller | None) -> tuple[dict[int, TokenTree], list[RequestState]]:
+def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenTree]:
     """A tree for each request that speculates now, pruned by its grammar, its length and the controller."""
     states = [
         s.state for s in shares if s.samples and s.state.speculates and s.state.remaining > 1 and not s.state.followers
     ]
     trees: dict[int, TokenTree] = {}
-    ended: list[RequestState] = []
     if not states:
-        return trees, ended
+        return trees
     other_rows = sum(s.num_causal for s in shares) - len(states)
     limits = [s.request.max_draft_nodes for s in states]
     ids = [s.request_id for s in states]
@@ -40,17 +39,17 @@ def draft(shares: Seq[Share], controller: Controller | None) -> tuple[dict[int, 
                 raise ValueError(f"{drafter} gave {len(proposed)} trees for {len(members)} requests")
         except Exception as error:
             for state, _ in members:
-                fail(state, error, ended)
+                state.fail(error)
             continue
         for (state, limit), tree in zip(members, proposed, strict=True):
             if tree.num_nodes > limit:
-                fail(state, ValueError(f"{drafter} gave {tree.num_nodes} nodes, asked for at most {limit}"), ended)
+                state.fail(ValueError(f"{drafter} gave {tree.num_nodes} nodes, asked for at most {limit}"))
             elif tree.num_nodes:
                 trees[state.request_id] = _prune(tree, state)
     if controller is not None and trees:
         selected = controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
         trees = dict(zip(trees, selected, strict=True))
-    return trees, ended
+    return trees
 
 
 def show_drafters(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None], logits: Tensor) -> None:

@@ -113,6 +113,8 @@ class Engine:
         self._factory = RequestFactory(tokenizer, self.model.generation_config, self.vocab_size, vocabulary)
         self._handles: dict[int, RequestHandle] = {}
         self._events: list[Event] = []
+        self._cancelled: list[RequestState] = []
+        self._stepping = False
         self._fingerprint = weights.fingerprint(model)
         self._lock = threading.RLock()
 
@@ -144,15 +146,21 @@ class Engine:
         """Run one packed forward over all running requests; returns what happened since the last call.
 
         With nothing to do it returns at once. After an exception (Ctrl-C, out of memory) the engine is as before.
+        Callers' own code that runs in a step (processors, criteria, drafters) may cancel requests, but not step.
         """
         with self._lock:
-            with torch.no_grad():
-                events, ended = self._stepper.run()
-            self._events.extend(events)
-            for state in ended:
-                self._finish(state)
-            events_so_far, self._events = self._events, []
-            return events_so_far
+            if self._stepping:
+                raise RuntimeError("step() was called from within a step; let the running one return first")
+            self._finish_done()  # of a step that was cut off
+            self._stepping = True
+            try:
+                with torch.no_grad():
+                    self._events.extend(self._stepper.run())
+            finally:
+                self._stepping = False
+            self._finish_done()
+            events, self._events = self._events, []
+            return events
 
     @property
     def num_unfinished(self) -> int:
@@ -356,14 +364,25 @@ class Engine:
 
     def _cancel(self, state: RequestState) -> None:
         with self._lock:
-            if state.request_id in self._handles:
+            if state.request_id not in self._handles:
+                return
+            self._cancelled.append(state)
+            if not self._stepping:
                 self._stepper.recover()
-                state.finish_reason = "cancelled"
-                self._finish(state)
+                self._finish_done()
+
+    def _finish_done(self) -> None:
+        """Finish every request that is done or cancelled, wherever it is."""
+        while self._cancelled:
+            state = self._cancelled.pop()
+            state.finish_reason = "cancelled"
+            self._finish(state)
+        for state in [state for state in self._scheduler.running if state.is_done]:
+            self._finish(state)
 
     def _finish(self, state: RequestState) -> None:
         """Give back what a request holds and make its completion."""
-        handle = self._handles.pop(state.request_id, None)
+        handle = self._handles.get(state.request_id)
         if handle is None:
             return
         self._scheduler.remove(state)
@@ -371,6 +390,7 @@ class Engine:
             state.sequence.close(insert=state.error is None)
             state.sequence = None
         handle.completion = self._completion(state)
+        del self._handles[state.request_id]
         self.stats.add_request(handle.completion.stats, len(handle.completion.token_ids))
         for listener in (state.request.drafter, self._stepper.controller):
             if listener is not None:
@@ -380,12 +400,17 @@ class Engine:
     def _completion(self, state: RequestState) -> Completion:
         request = state.request
         token_ids = state.output_ids.tolist()
+        text = ""
+        try:
+            text = decode(self.tokenizer, token_ids, end=state.stop_string)
+        except Exception as error:  # the caller's tokenizer: it ends this request, not the others
+            state.fail(error)
         reason: FinishReason = state.finish_reason or "cancelled"
         state.stats.total_time_s = time.perf_counter() - state.submitted_at
         return Completion(
             state.request_id,
             token_ids,
-            decode(self.tokenizer, token_ids, end=state.stop_string),
+            text,
             reason,
             state.stats,
             state.stop_string,

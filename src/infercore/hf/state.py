@@ -82,6 +82,10 @@ class RequestState:
             return False
         return not self.request.keeps_rows or self.num_recorded >= self.num_output or self.error is not None
 
+    def fail(self, error: BaseException) -> None:
+        """End this request with an error; the engine gives its pages back after the step."""
+        self.error, self.finish_reason = error, "error"
+
     @property
     def num_to_compute(self) -> int:
         """Rows of the causal chain that are still to run, all of the next steps together."""
@@ -148,12 +152,6 @@ class RequestState:
         if not self.request.padding_ids:
             return token_ids
         return np.concatenate([np.asarray(self.request.padding_ids, np.int32), token_ids])
-
-
-def fail(state: RequestState, error: BaseException, ended: list[RequestState]) -> None:
-    """End a request with an error, and note it among those that ended."""
-    state.error, state.finish_reason = error, "error"
-    ended.append(state)
 
 
 def _generators(request: Request) -> tuple[torch.Generator, torch.Generator]:

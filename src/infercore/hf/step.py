@@ -15,7 +15,7 @@ from infercore.hf.draft import draft, show_drafters, teach_controller
 from infercore.hf.plan import Plan, Rows, build_plan
 from infercore.hf.request import TokenEvent
 from infercore.hf.scheduler import Scheduler, Share
-from infercore.hf.state import RequestState, fail
+from infercore.hf.state import RequestState
 from infercore.hf.stats import EngineStats
 from infercore.radix import KVPool
 from infercore.speculative import Controller, TokenTree, Verdict
@@ -60,21 +60,21 @@ class Stepper:
                 state.sequence.commit([])
         self._reserved.clear()
 
-    def run(self) -> tuple[list[TokenEvent], list[RequestState]]:
-        """One forward over all running requests. Returns what it added, and the requests that are done or failed."""
+    def run(self) -> list[TokenEvent]:
+        """One forward over all running requests; returns what it added. Those that are done now are for the caller."""
         clock = time.perf_counter
         start = clock()
         self.recover()
         self.scheduler.admit()
         shares = self.scheduler.shares(self.max_rows)
         if not shares:
-            return [], []
+            return []
         drafting = clock()
-        trees, ended = draft(shares, self.controller)
+        trees = draft(shares, self.controller)
         drafted = clock()
         work = self._reserve([s for s in shares if s.state.error is None], trees)
         if not work:
-            return [], ended
+            return []
         plan = build_plan([rows for _, rows in work], self.pool, self.device)
         turns = _turns(work)
         before_forward = clock()
@@ -83,13 +83,13 @@ class Stepper:
         outcomes = choose(turns, logits)
         show_drafters(turns, outcomes, logits)
         chosen = clock()
-        events = self._apply(work, turns, outcomes, ended)
+        events = self._apply(work, turns, outcomes)
         self._reserved.clear()
         num_rows = len(plan.token_ids)
         teach_controller(self.controller, turns, outcomes, num_rows=num_rows, step_time_s=chosen - before_forward)
         times_s = (clock() - start, after_forward - before_forward, chosen - after_forward, drafted - drafting)
         self._count(work, num_rows, times_s)
-        return events, ended
+        return events
 
     def _reserve(self, shares: Seq[Share], trees: dict[int, TokenTree]) -> list[tuple[Share, Rows]]:
         """Slots for every share, oldest request first; where pages are short its draft goes, then younger requests."""
@@ -123,12 +123,13 @@ class Stepper:
             assert state.sequence is not None
             try:
                 slots = state.sequence.append(count)
-            except OutOfPages:
+            except OutOfPages as error:
                 if not last_resort:
                     return None
                 victim = running[-1]
                 if victim is state and len(running) == 1:
-                    raise
+                    state.fail(error)  # nobody else holds pages that could be taken: the caller does
+                    return None
                 self.scheduler.preempt(victim)
                 if victim is state:
                     return None
@@ -141,7 +142,6 @@ class Stepper:
         work: Seq[tuple[Share, Rows]],
         turns: Seq[Turn],
         outcomes: Seq[Verdict | Exception | None],
-        ended: list[RequestState],
     ) -> list[TokenEvent]:
         """Append the chosen tokens, commit the rows that lead to them, and fork copies of finished prompts."""
         rows_of = {share.state.request_id: rows for share, rows in work}
@@ -150,9 +150,9 @@ class Stepper:
             state = turn.state
             before, kept = state.num_output, 0
             if isinstance(outcome, Exception):
-                fail(state, outcome, ended)
+                state.fail(outcome)
             elif outcome is not None:
-                kept = self._append(state, turn.tree, outcome, ended)
+                kept = self._append(state, turn.tree, outcome)
             if (rows := rows_of.get(state.request_id)) is not None:
                 _commit(state, rows, outcome, kept)
             if state.error is not None:
@@ -166,11 +166,9 @@ class Stepper:
             if state.num_output > before:
                 new = state.tokens[state.num_prompt + before : state.num_tokens]
                 events.append(TokenEvent(state.request_id, tuple(new.tolist())))
-            if state.is_done:
-                ended.append(state)
         return events
 
-    def _append(self, state: RequestState, tree: TokenTree, verdict: Verdict, ended: list[RequestState]) -> int:
+    def _append(self, state: RequestState, tree: TokenTree, verdict: Verdict) -> int:
         """Append what `verdict` gives and what the grammar then forces; returns how many accepted nodes were kept."""
         try:
             token_ids = verdict.token_ids(tree).tolist()
@@ -181,7 +179,7 @@ class Stepper:
                 appended = np.array(token_ids[:count] + forced, np.int32)
                 state.request.drafter.commit(state.request_id, appended)
         except Exception as error:  # the caller's criteria, tokenizer or drafter: it ends this request, not the others
-            fail(state, error, ended)
+            state.fail(error)
             return 0
         kept = min(count, verdict.num_accepted)
         stats = state.stats
