@@ -43,7 +43,9 @@ GHOST_PAGES, GHOST_SLOTS, GHOST_NEXT = (
     17,
     18,
 )  # evicted prefixes remembered, places in their table, next in the ring
+NUM_LOOKUPS, NUM_HITS, NUM_LOOKED_UP, NUM_MATCHED = 19, 20, 21, 22  # the last two in tokens
 HEADER_SIZE = 24
+CLOCK_LIMIT = 2**31 - 2**26  # stamps are int32: at this point the clock stands until `age_stamps` sets it back
 
 # `ghost` (int64): hash of the prefix that ends at each page [num_pages]; a ring of the last evicted [GHOST_PAGES]; a
 # table of them [GHOST_SLOTS], -1 empty, whose entries are places in the ring.
@@ -53,6 +55,7 @@ LRU, FIFO, LFU, SLRU, PRIORITY, GHOST = 0, 1, 2, 3, 4, 5
 
 BLOCK_BITS = 6
 BLOCK = 1 << BLOCK_BITS  # pages per entry of `free_in_block`
+BLOCK_TOKENS = 128  # compared at a time where pages lie side by side
 RUN_SEARCH = 8192  # pages looked at for a contiguous run before any free pages are taken
 
 
@@ -61,22 +64,37 @@ RUN_SEARCH = 8192  # pages looked at for a contiguous run before any free pages 
 def match_pages(header, fields, tokens, query, root, touch, hold, out):
     """Walk down from `root` along `query` by whole pages; ids of the matched pages go to `out`, returns how many.
 
-    touch: count it as a use of what matched. hold: take a reference on each matched page.
+    touch: count it as a lookup, and as a use of what matched. hold: take a reference on each matched page.
     """
     page_size = header[PAGE_SIZE]
     limit = query.shape[0] // page_size
+    # Pages that follow each other in memory are compared several at a time, once as many have matched one by one.
+    block_pages = BLOCK_TOKENS // page_size if BLOCK_TOKENS % page_size == 0 else limit + 1
+    streak = 0
     node = root
     count = 0
     compared = 0
     while count < limit:
         child = fields[FIRST, node]
         if child >= 0:
+            if streak >= block_pages and count + block_pages <= limit and child + block_pages <= header[NUM_PAGES]:
+                if _is_run(fields, child, block_pages):
+                    compared += BLOCK_TOKENS
+                    if _same_block(tokens, child * page_size, query, count * page_size):
+                        for i in range(block_pages):
+                            out[np.uint64(count + i)] = child + i
+                        count += block_pages
+                        node = child + block_pages - 1
+                        continue
+                    streak = -1
             compared += page_size
             if _same(tokens, child * page_size, query, count * page_size, page_size):
                 out[count] = child
                 count += 1
                 node = child
+                streak += 1
                 continue
+            streak = 0
             if fields[CHILDREN, node] == 1:
                 break
         elif fields[CHILDREN, node] == 0:
@@ -97,8 +115,13 @@ def match_pages(header, fields, tokens, query, root, touch, hold, out):
     if hold:
         for i in range(count):
             _hold(header, fields, out[i])
-    if touch and count > 0:
-        _touch(header, fields, node, True)
+    if touch:
+        header[NUM_LOOKUPS] += 1
+        header[NUM_LOOKED_UP] += query.shape[0]
+        if count > 0:
+            header[NUM_HITS] += 1
+            header[NUM_MATCHED] += count * page_size
+            _touch(header, fields, node, True)
     return count
 
 
@@ -126,14 +149,21 @@ def insert_pages(
         at = child
         stop += 1
     bad = -1
+    rising = True
     for i in range(stop, last):
         page = pages[i]
         if page < 1 or page >= header[NUM_PAGES] or fields[PARENT, page] != ABSENT or fields[REFS, page] < 1:
             bad = i
             break
-        fields[PARENT, page] = _MARKED
-    for i in range(stop, last if bad < 0 else bad):
-        fields[PARENT, pages[i]] = ABSENT
+        rising = rising and (i == stop or page > pages[i - 1])
+    if bad < 0 and not rising:  # a page may be named twice
+        for i in range(stop, last):
+            if fields[PARENT, pages[i]] == _MARKED:
+                bad = i
+                break
+            fields[PARENT, pages[i]] = _MARKED
+        for i in range(stop, last if bad < 0 else bad):
+            fields[PARENT, pages[i]] = ABSENT
     if bad >= 0:
         return -1 - bad
 
@@ -167,9 +197,19 @@ def insert_pages(
             known = known and _forget(header, ghost, ghost[page])
             fields[AUX, page] = 1 if known else 0
         fields[REFS, page] += 1
-        header[NUM_HELD] += 1
-        _link(header, fields, tokens, heap_ids, heap_keys, page, at)
+        if i == stop:
+            _link(header, fields, tokens, heap_ids, heap_keys, page, at)
+        else:  # below a page that was hung just now: no child yet, not in the heap
+            fields[FIRST, at] = page
+            fields[CHILDREN, at] = 1
+            fields[CHILDREN, page] = 0
+            fields[FIRST, page] = -1
+            fields[PARENT, page] = at
         at = page
+    header[NUM_HELD] += last - stop
+    if last > stop:
+        fields[REFS, root] += last - stop - 1
+        header[NUM_CACHED] += last - stop - 1
     if last > first:
         header[CLOCK] = now - 1
         _touch(header, fields, at, stop == last)
@@ -283,14 +323,23 @@ def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out
     count); a page may be named as often as it is held.
     """
     bad = -1
+    rising = True
     for i in range(pages.shape[0]):
         page = pages[i]
         if page < 1 or page >= header[NUM_PAGES] or fields[REFS, page] <= (0 if fields[PARENT, page] == ABSENT else 1):
             bad = i
             break
-        fields[REFS, page] -= 1
-    for i in range(pages.shape[0] if bad < 0 else bad):
-        fields[REFS, pages[i]] += 1
+        rising = rising and (i == 0 or page > pages[i - 1])
+    if bad < 0 and not rising:  # a page may be named more often than it is held: try, and take back
+        done = pages.shape[0]
+        for i in range(pages.shape[0]):
+            page = pages[i]
+            if fields[REFS, page] <= (0 if fields[PARENT, page] == ABSENT else 1):
+                bad = done = i
+                break
+            fields[REFS, page] -= 1
+        for i in range(done):
+            fields[REFS, pages[i]] += 1
     if bad >= 0:
         return -1 - bad
     num_freed = 0
@@ -405,6 +454,28 @@ def _child(header, fields, tokens, query, start, node):
 
 @no_type_check
 @compiled_in_place
+def _is_run(fields, page, count):
+    """Whether `page` .. `page + count - 1` are each the first child of the one before."""
+    different = np.int32(0)
+    for i in range(count - 1):
+        different |= fields[FIRST, np.uint64(page + i)] ^ np.int32(page + i + 1)
+    return different == 0
+
+
+@no_type_check
+@compiled_in_place
+def _same_block(tokens, start, query, query_start):
+    """As `_same`, for BLOCK_TOKENS tokens."""
+    at = np.uint64(start)
+    query_at = np.uint64(query_start)
+    different = np.int32(0)
+    for i in range(BLOCK_TOKENS):
+        different |= tokens[at + np.uint64(i)] ^ query[query_at + np.uint64(i)]
+    return different == 0
+
+
+@no_type_check
+@compiled_in_place
 def _same(tokens, start, query, query_start, page_size):
     """Whether one page of tokens equals one page of `query`; without branches inside a page of 16.
 
@@ -428,6 +499,10 @@ def _same(tokens, start, query, query_start, page_size):
 def _copy(tokens, start, query, query_start, page_size):
     at = np.uint64(start)
     query_at = np.uint64(query_start)
+    if page_size == 16:
+        for i in range(16):
+            tokens[at + np.uint64(i)] = query[query_at + np.uint64(i)]
+        return
     for i in range(page_size):
         tokens[at + np.uint64(i)] = query[query_at + np.uint64(i)]
 
@@ -501,7 +576,8 @@ def _unlink(header, fields, tokens, page):
 @compiled_in_place
 def _touch(header, fields, node, again):
     """Count a use that ends at `node`; `again` if the page was cached before."""
-    header[CLOCK] += 1
+    if header[CLOCK] < CLOCK_LIMIT:
+        header[CLOCK] += 1
     if header[POLICY] != FIFO:
         fields[STAMP, node] = header[CLOCK]
     if header[POLICY] == LFU:

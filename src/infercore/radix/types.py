@@ -29,15 +29,18 @@ class Match(NamedTuple):
     """A cached prefix: what a lookup found, and no claim on it (`PrefixCache.lock` makes one).
 
     num_tokens: length of the match, a multiple of the page size. page_ids: its pages in order, int32.
-    node: id of the node it ends at, which is its last page, or the root of the namespace if nothing matched.
     token_ids: the tokens that were looked up (a view of the caller's array where it was int32), namespace: where.
     """
 
     num_tokens: int
     page_ids: npt.NDArray[np.int32]
-    node: int
     token_ids: npt.NDArray[np.int32]
     namespace: Namespace
+
+    @property
+    def node(self) -> int:
+        """Id of the node it ends at, which is its last page; -1 if nothing matched."""
+        return int(self.page_ids[-1]) if self.num_tokens else -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,507 @@
+"""How fast is the prefix cache, beside those of SGLang (Python and Rust) and vLLM, call by call and over a day's trace?
+
+    INFERCORE_PEERS=... python bench/radix.py [--save] [--rows micro bytes linear trace]      # one core
+
+Page size 16. Every contestant answers the same questions in one process, taking turns round by round, and its answers
+are checked. Each turn begins with a call that is not counted, so that nobody pays for the cache misses that the one
+before left behind. Peers are called at their own lowest public level and pay for no page allocation; ours pays for all
+it does.
+See `radix_peers.py` for how the peers are found and `radix_trace.py` for the trace.
+"""
+
+import argparse
+import gc
+import os
+import platform
+import subprocess
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from infercore.radix import FIFO, LFU, SLRU, GhostHistory, PrefixCache
+from infercore.radix.eviction import Policy
+from radix_peers import available_peers, slots_like
+from radix_trace import belady_hit_rate, read_trace, replay_ours, replay_peer, trace_path
+
+PAGE = 16
+SEED = 0
+Tokens = npt.NDArray[np.int32]
+
+
+class Ours:
+    """`PrefixCache` with the verbs of the bench."""
+
+    name = "infercore"
+
+    def __init__(self, page_size: int, num_tokens: int) -> None:
+        self.cache = PrefixCache(num_tokens // page_size + 2, page_size)
+
+    def native(self, token_ids: Tokens) -> Tokens:
+        return token_ids
+
+    def from_list(self, token_ids: list[int]) -> Tokens:
+        return np.frombuffer(array("i", token_ids), np.int32)
+
+    def match(self, key: Any) -> int:
+        return self.cache.match(key).num_tokens
+
+    def insert(self, key: Any, _: Any) -> int:
+        pages = self.cache.allocate(len(key) // PAGE)
+        known = len(key) // PAGE * PAGE - self.cache.insert(key, pages)
+        self.cache.release(pages)
+        return known
+
+    def serve(self, key: Any) -> int:
+        """A request: found, given pages and slots, committed, published, closed."""
+        sequence = self.cache.open(key)
+        found = sequence.num_tokens
+        sequence.append(len(key) - found)
+        sequence.commit(key[found:])
+        sequence.close()
+        return found
+
+    def evict(self, num_tokens: int) -> int:
+        return self.cache.evict(num_tokens // PAGE) * PAGE
+
+
+@dataclass
+class Row:
+    """One line of the table: a figure per contestant, the target relative to one of them."""
+
+    what: str
+    unit: str
+    cells: dict[str, list[float]] = field(default_factory=dict)
+    target: float | None = None  # ours / SGLang Rust at most (less is better), or at least for rates
+    absolute: float | None = None  # ours at most
+    more_is_better: bool = False
+
+    def add(self, name: str, value: float) -> None:
+        self.cells.setdefault(name, []).append(value)
+
+    def median(self, name: str) -> float | None:
+        values = self.cells.get(name)
+        return float(np.median(values)) if values else None
+
+    def verdict(self) -> tuple[str, str]:
+        """Target and result in words."""
+        ours, rust = self.median("infercore"), self.median("SGLang Rust")
+        if self.absolute is not None and ours is not None:
+            ok = ours >= self.absolute if self.more_is_better else ours <= self.absolute
+            return f"{'>=' if self.more_is_better else '<='} {self.absolute:g}", "met" if ok else "missed"
+        if self.target is None or ours is None:
+            return "", ""
+        sign = ">=" if self.more_is_better else "<="
+        if rust is None:
+            return f"{sign} {self.target:.3g} x Rust", "no peer"
+        ratio = ours / rust
+        ok = ratio >= self.target if self.more_is_better else ratio <= self.target
+        return f"{sign} {self.target:.3g} x Rust", f"{'met' if ok else 'missed'}: {ratio:.3g} x"
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Microseconds of one call."""
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e6
+
+
+def micro_rows(kinds: list[Any]) -> list[Row]:
+    rows = [*full_hit(kinds), *small_hit(kinds), *insert_new(kinds), *eviction(kinds), *chain(kinds), *storm(kinds)]
+    gc.collect()
+    return rows
+
+
+def full_hit(kinds: list[Any], rounds: int = 60) -> list[Row]:
+    """match 32k tokens that are all cached."""
+    rng = np.random.default_rng(SEED)
+    ids = rng.integers(0, 100_000, 32_768).astype(np.int32)
+    as_array, as_list = (
+        Row("match 32k tokens, full hit", "µs", target=0.5),
+        Row("the same from a Python list", "µs"),
+    )
+    listed = ids.tolist()
+    contestants = [(kind.name, kind(PAGE, 40_000)) for kind in kinds]
+    for name, cache in contestants:
+        _serve(cache, cache.native(ids))
+        assert cache.match(cache.native(ids)) == len(ids), name
+    for _ in range(rounds):
+        for name, cache in contestants:
+            if name == "vLLM BlockPool" and len(as_array.cells.get(name, ())) >= 5:
+                continue
+            key = cache.native(ids)
+            cache.match(key)
+            as_array.add(name, timed(lambda cache=cache, key=key: cache.match(key)))
+            cache.match(cache.from_list(listed))
+            as_list.add(name, timed(lambda cache=cache: cache.match(cache.from_list(listed))))
+    return [as_array, as_list]
+
+
+def small_hit(kinds: list[Any], rounds: int = 400) -> list[Row]:
+    """match 320 tokens in a tree of 10k nodes: 100 stems of 160 tokens with 100 leaves of 160 each."""
+    rng = np.random.default_rng(SEED)
+    stems = rng.integers(0, 100_000, (100, 160)).astype(np.int32)
+    prompts = [
+        np.concatenate([stem, leaf]) for stem in stems for leaf in rng.integers(0, 100_000, (100, 160)).astype(np.int32)
+    ]
+    as_array = Row("match 320 tokens in a 10k-node tree", "µs", target=1.0)
+    as_list = Row("the same from a Python list", "µs")
+    contestants = [(kind.name, kind(PAGE, 100 * 160 + 10_000 * 160 + 1600)) for kind in kinds]
+    keys = {name: [cache.native(ids) for ids in prompts] for name, cache in contestants}
+    for name, cache in contestants:
+        for key in keys[name]:
+            _serve(cache, key)
+    picks = rng.integers(0, len(prompts), rounds)
+    for pick in picks.tolist():
+        for name, cache in contestants:
+            key, listed = keys[name][pick], prompts[pick].tolist()
+            found: list[int] = []
+            cache.match(keys[name][pick - 1])
+            as_array.add(name, timed(lambda cache=cache, key=key, found=found: found.append(cache.match(key))))
+            as_list.add(name, timed(lambda cache=cache, listed=listed: cache.match(cache.from_list(listed))))
+            assert found == [320], (name, found)
+    return [as_array, as_list]
+
+
+def insert_new(kinds: list[Any], rounds: int = 24) -> list[Row]:
+    """match + insert 32k tokens that are new; ours also allocates the pages and fills the slots.
+
+    Between rounds everything is evicted, uncounted, so that the memory used has been used before.
+    """
+    rng = np.random.default_rng(SEED)
+    as_array, as_list = Row("match + insert 32k new", "µs", target=0.5), Row("the same from a Python list", "µs")
+    contestants = [(kind.name, kind(PAGE, 40_000)) for kind in kinds]
+    slots = slots_like(32_768)
+    for done in range(2 * rounds):
+        row, is_list = ((as_array, False), (as_list, True))[done % 2]
+        ids = rng.integers(0, 100_000, 32_768).astype(np.int32)
+        listed = ids.tolist()
+        for name, cache in contestants:
+            if name == "vLLM BlockPool" and done >= 6:
+                continue
+            key = listed if is_list else cache.native(ids)
+            took = timed(lambda c=cache, k=key, conv=is_list: _serve(c, c.from_list(k) if conv else k, slots))
+            if done > 1:
+                row.add(name, took)
+            if hasattr(cache, "evict"):
+                cache.evict(40_000)
+    return [as_array, as_list]
+
+
+def eviction(kinds: list[Any]) -> list[Row]:
+    """evict from a tree of 100k leaves of one page, below 1000 stems of one page."""
+    rng = np.random.default_rng(SEED)
+    one, many = (
+        Row("evict one leaf of 100k", "µs", target=0.01),
+        Row("evict 10% of 100k leaves, per leaf", "µs", target=1 / 6),
+    )
+    stems = rng.integers(0, 100_000, (1000, PAGE)).astype(np.int32)
+    leaves = rng.integers(0, 100_000, (100_000, PAGE)).astype(np.int32)
+    order = rng.permutation(100_000)
+    slots = slots_like(2 * PAGE)
+    for kind in kinds:
+        if not hasattr(kind, "evict"):
+            continue
+        cache = kind(PAGE, 102_000 * PAGE)
+        for leaf in order.tolist():
+            cache.insert(cache.native(np.concatenate([stems[leaf % 1000], leaves[leaf]])), slots)
+        gc.collect()
+        cache.evict(PAGE)
+        for _ in range(12):
+            one.add(kind.name, timed(lambda cache=cache: cache.evict(PAGE)))
+        for _ in range(3):
+            freed: list[int] = []
+            took = timed(lambda cache=cache, freed=freed: freed.append(cache.evict(10_000 * PAGE)))
+            many.add(kind.name, took / (freed[0] / PAGE))
+    return [one, many]
+
+
+def chain(kinds: list[Any]) -> list[Row]:
+    """A conversation of 2048 turns of one page each: find it, and add one more turn."""
+    rng = np.random.default_rng(SEED)
+    ids = rng.integers(0, 100_000, 2048 * PAGE).astype(np.int32)
+    found, turn = (
+        Row("2048-node chain: match", "µs", target=1 / 8),
+        Row("2048-node chain: one more turn", "µs", target=0.01),
+    )
+    for kind in kinds:
+        cache = kind(PAGE, 3000 * PAGE)
+        key = cache.native(ids)
+        _serve(cache, key)
+        if kind.name != "vLLM BlockPool":
+            for length in range(2047 * PAGE, 0, -PAGE):  # splits the one edge of a radix tree into 2048
+                cache.match(key[:length])
+        cache.match(key)
+        for _ in range(8):
+            found.add(kind.name, timed(lambda cache=cache, key=key: cache.match(key)))
+        longer = ids
+        for _ in range(5):
+            longer = np.concatenate([longer, rng.integers(0, 100_000, PAGE).astype(np.int32)])
+            key, slots = cache.native(longer), slots_like(len(longer))
+            turn.add(kind.name, timed(lambda cache=cache, key=key, slots=slots: _serve(cache, key, slots)))
+        if isinstance(cache, Ours):
+            sequence = cache.cache.open(longer)
+            new = rng.integers(0, 100_000, PAGE).astype(np.int32)
+            for _ in range(20):
+                turn.add(
+                    "infercore, from its handle", timed(lambda sequence=sequence, new=new: _one_turn(sequence, new))
+                )
+            sequence.close()
+    return [found, turn]
+
+
+def storm(kinds: list[Any]) -> list[Row]:
+    """match 16k tokens before and after 1000 lookups that leave it at random pages."""
+    rng = np.random.default_rng(SEED)
+    ids = rng.integers(0, 100_000, 16_384).astype(np.int32)
+    row = Row("16k match after 1000 diverging lookups, slowdown", "x", absolute=1.2)
+    for kind in kinds:
+        cache = kind(PAGE, 20_000)
+        key = cache.native(ids)
+        _serve(cache, key)
+        repeats = 5 if kind.name == "vLLM BlockPool" else 40
+        before = np.median([timed(lambda cache=cache, key=key: cache.match(key)) for _ in range(repeats)])
+        for at in rng.integers(0, 1024, 1000 if kind.name != "vLLM BlockPool" else 20).tolist():
+            other = ids.copy()
+            other[at * PAGE :] = 7
+            cache.match(cache.native(other))
+        after = np.median([timed(lambda cache=cache, key=key: cache.match(key)) for _ in range(repeats)])
+        row.add(kind.name, float(after / before))
+    return [row]
+
+
+def byte_rows(kinds: list[Any]) -> list[Row]:
+    """Resident bytes per cached token of a million tokens, measured in a fresh process per contestant and shape."""
+    rows = []
+    for what, shape, limit in (("long leaves (256 x 4096)", "long", 7.0), ("short leaves (32768 x 32)", "short", 12.0)):
+        row = Row(f"metadata bytes per token, {what}", "B", absolute=limit)
+        for kind in kinds:
+            run = subprocess.run(
+                [sys.executable, __file__, "--bytes-of", kind.name, shape], capture_output=True, text=True, check=False
+            )
+            if run.returncode == 0:
+                row.add(kind.name, float(run.stdout.split()[-1]))
+            else:
+                print(run.stderr[-500:], file=sys.stderr)
+        rows.append(row)
+    return rows
+
+
+def bytes_per_token(kind: Any, shape: str) -> float:
+    rng = np.random.default_rng(SEED)
+    count, length = (256, 4096) if shape == "long" else (32_768, 32)
+    warm = kind(PAGE, 4096)
+    _serve(warm, warm.native(np.arange(64, dtype=np.int32)), slots_like(64))
+    gc.collect()
+    before = _resident_bytes()
+    cache = kind(PAGE, count * length)
+    for _ in range(count):
+        ids = rng.integers(0, 100_000, length).astype(np.int32)
+        cache_key = cache.native(ids)
+        if hasattr(cache, "serve") and not isinstance(cache, Ours):
+            cache.serve(cache_key)
+        else:
+            cache.insert(cache_key, slots_like(length))
+    gc.collect()
+    return (_resident_bytes() - before) / (count * length)
+
+
+def linear_rows() -> list[Row]:
+    """Ours alone: is a lookup O(L)? Time per token over lengths and tree sizes, and counted comparisons."""
+    rng = np.random.default_rng(SEED)
+    rows = []
+    lengths = [1024, 4096, 16_384, 65_536, 131_072]
+    ids = rng.integers(0, 100_000, lengths[-1]).astype(np.int32)
+    cache = Ours(PAGE, len(ids) + 64)
+    cache.serve(ids)
+    empty = np.median([timed(lambda: cache.match(ids[:8])) for _ in range(400)])
+    per_token = {}
+    for length in lengths:
+        key = ids[:length].copy()
+        took = np.median([timed(lambda key=key: cache.match(key)) for _ in range(200)])
+        per_token[length] = max(took - empty, 1e-3) / length * 1000
+        row = Row(f"match {length} tokens: per token, less the {empty:.1f} µs of an empty match", "ns")
+        row.add("infercore", per_token[length])
+        rows.append(row)
+    spread = Row("the same, greatest over least", "x", absolute=1.5)
+    spread.add("infercore", max(per_token.values()) / min(per_token.values()))
+    rows.append(spread)
+    sizes = {}
+    worst = 0.0
+    for num_nodes in (10, 100, 1000, 10_000, 100_000):
+        prompts = rng.integers(0, 100_000, (num_nodes, 64)).astype(np.int32)
+        tree = Ours(PAGE, num_nodes * 64 + 2048 + 64)
+        deep = rng.integers(0, 100_000, 2048).astype(np.int32)
+        tree.serve(deep)
+        for prompt in prompts:
+            tree.serve(prompt)
+        samples = []
+        for _ in range(200):
+            compared = tree.cache.stats.num_tokens_compared
+            samples.append(timed(lambda tree=tree, deep=deep: tree.match(deep)))
+            compared = tree.cache.stats.num_tokens_compared - compared
+            worst = max(worst, compared / (2048 + PAGE * 1))
+        sizes[num_nodes] = (float(np.median(samples)) - empty) / 2048 * 1000
+        row = Row(f"match 2048 tokens beside {num_nodes} other leaves: per token", "ns")
+        row.add("infercore", sizes[num_nodes])
+        rows.append(row)
+    spread = Row("the same, greatest over least", "x", absolute=1.5)
+    spread.add("infercore", max(sizes.values()) / min(sizes.values()))
+    counted = Row("token comparisons over L + page_size x nodes on the path", "x", absolute=1.0)
+    counted.add("infercore", worst)
+    return [*rows, spread, counted, _lookup_storm(rng)]
+
+
+def _lookup_storm(rng: np.random.Generator) -> Row:
+    """A tree of 1.6M tokens in 100k leaves: latency of hits before and after 100k lookups that leave it everywhere."""
+    stems = rng.integers(0, 100_000, (1000, PAGE)).astype(np.int32)
+    leaves = rng.integers(0, 100_000, (100_000, PAGE)).astype(np.int32)
+    cache = Ours(PAGE, 102_000 * PAGE)
+    keys = [np.concatenate([stems[i % 1000], leaves[i]]) for i in range(100_000)]
+    for key in keys:
+        cache.insert(key, None)
+    picks = rng.integers(0, 100_000, 2000).tolist()
+    before = float(np.median([timed(lambda key=keys[i]: cache.match(key)) for i in picks]))
+    for i in range(100_000):
+        key = keys[i].copy()
+        key[i % 32] += 1
+        cache.match(key)
+    after = float(np.median([timed(lambda key=keys[i]: cache.match(key)) for i in picks]))
+    row = Row("hit in a 1.6M-token, 100k-leaf tree after a storm of 100k lookups, slowdown", "x", absolute=1.2)
+    row.add("infercore", after / before)
+    return row
+
+
+def trace_rows(kinds: list[Any]) -> list[Row]:
+    requests = read_trace()
+    half = len(requests) // 2
+    replay_ours(requests[:50], 100_000, None)
+    replay_ours(requests[:50], 100_000, GhostHistory())
+    speed = Row("Mooncake conversation trace, 4M tokens", "req/s", target=1.5, more_is_better=True)
+    hits = Row("its hit rate", "%")
+    for _ in range(2):
+        for kind in kinds:
+            if kind is Ours:
+                rate, per_second = replay_ours(requests, 4_000_000, None)
+            elif kind.name == "vLLM BlockPool" and speed.cells.get(kind.name):
+                continue
+            else:
+                rate, per_second = replay_peer(requests, 4_000_000, kind, slots_like)
+            speed.add(kind.name, per_second)
+            hits.add(kind.name, 100 * rate)
+    hits.add("Belady", 100 * belady_hit_rate(requests, 4_000_000))
+    rows = [speed, hits]
+    policies: dict[str, Policy | None] = {
+        "LRU": None,
+        "FIFO": FIFO(),
+        "LFU": LFU(),
+        "SLRU": SLRU(),
+        "ghost": GhostHistory(),
+    }
+    limits = {1: 1.5, 2: 1.5, 4: 1.1}
+    for millions in (0.5, 1, 2, 4, 6, 8, 12, 16):
+        capacity = int(millions * 1_000_000)
+        row = Row(f"second half of the trace, {millions:g}M tokens: hit rate", "%")
+        for name, policy in policies.items():
+            row.add(name, 100 * replay_ours(requests[half:], capacity, policy)[0])
+        row.add("Belady", 100 * belady_hit_rate(requests[half:], capacity))
+        ratio = Row(
+            f"ghost over LRU at {millions:g}M tokens", "x", absolute=limits.get(millions, 1.0), more_is_better=True
+        )
+        ratio.add("infercore", (row.median("ghost") or 0) / (row.median("LRU") or 1))
+        rows += [row, ratio]
+    return rows
+
+
+def _one_turn(sequence: Any, new: Tokens) -> None:
+    sequence.append(len(new))
+    sequence.commit(new)
+    sequence.insert()
+
+
+def _serve(cache: Any, key: Any, slots: torch.Tensor | None = None) -> None:
+    """match + insert in the words of the contestant."""
+    if hasattr(cache, "serve"):
+        cache.serve(key)
+    else:
+        cache.match(key)
+        cache.insert(key, slots_like(len(key)) if slots is None else slots)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def print_table(rows: Iterable[Row], names: list[str]) -> str:
+    """Markdown; medians, the spread (p20-p80) for ours."""
+    lines = [f"| | {' | '.join(names)} | target | result |", f"| --- | {'--- | ' * len(names)}--- | --- |"]
+    for row in rows:
+        cells = []
+        for name in names:
+            value = row.median(name)
+            text = "" if value is None else f"{value:,.4g}" if value < 10_000 else f"{value:,.0f}"
+            if name == "infercore" and len(row.cells.get(name, ())) > 4:
+                low, high = np.percentile(row.cells[name], [20, 80])
+                text += f" ({low:,.3g}-{high:,.3g})"
+            cells.append(text)
+        others = [n for n in row.cells if n not in names]
+        extra = "".join(f"; {n}: {row.median(n):,.4g}" for n in others)
+        target, result = row.verdict()
+        lines.append(f"| {row.what}, {row.unit}{extra} | {' | '.join(cells)} | {target} | {result} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--save", action="store_true", help="write bench/results/radix.md")
+    parser.add_argument("--rows", nargs="+", default=["micro", "bytes", "linear", "trace"])
+    parser.add_argument("--bytes-of", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
+    torch.set_num_threads(1)
+    peers, missing = available_peers()
+    kinds: list[Any] = [Ours, *peers]
+    if options.bytes_of:
+        name, shape = options.bytes_of
+        print(bytes_per_token(next(kind for kind in kinds if kind.name == name), shape))
+        return 0
+    rows: list[Row] = []
+    if "micro" in options.rows:
+        rows += micro_rows(kinds)
+    if "bytes" in options.rows:
+        rows += byte_rows(kinds)
+    if "linear" in options.rows:
+        rows += linear_rows()
+    if "trace" in options.rows:
+        if trace_path().exists():
+            rows += trace_rows(kinds)
+        else:
+            missing.append(f"trace: {trace_path().name} is not there; set INFERCORE_DATA")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    head = (
+        f"# The prefix cache beside its peers\n\n`python bench/radix.py --save`, {time.strftime('%Y-%m-%d')}\n\n"
+        f"{platform.processor() or platform.machine()}, one core | python {platform.python_version()} | numpy "
+        f"{np.__version__} | torch {torch.__version__} | sglang 0.5.23, vllm 0.33.0 | commit {commit.stdout.strip()} | "
+        f"page size {PAGE} | seed {SEED} | medians, ours with p20-p80\n\n"
+    )
+    text = head + print_table(rows, [kind.name for kind in kinds]) + "\n"
+    text += "".join(f"\nNot measured: {line}" for line in missing)
+    print(text)
+    if options.save:
+        Path(__file__).with_name("results").joinpath("radix.md").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
