@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := src tests bench examples
+SOURCES := src tests bench examples changes
 OLDEST := $(VENV)/oldest
 
 .PHONY: setup check format lint types test test-oldest
