@@ -6,6 +6,7 @@ InfercoreError
 ├── GrammarError            (also a ValueError) a regex or schema cannot be used as it stands
 │   ├── RegexSyntaxError    with `position` in the pattern
 │   ├── UnsupportedSchema   with `pointer`, the JSON pointer of the keyword that cannot be enforced
+│   ├── EmptyGrammar        no text satisfies it
 │   └── GrammarLimitError   a limit on states, bytes, depth or seconds was reached
 ├── UnsupportedModel        the packed forward cannot serve this model; says which parts still can
 ├── RequestError            (also a ValueError) a request the engine cannot run as asked
@@ -65,6 +66,10 @@ class UnsupportedSchema(GrammarError):
     def __init__(self, message: str, *, pointer: str) -> None:
         super().__init__(f"{message} (at {pointer or '#'})")
         self.pointer = pointer
+
+
+class EmptyGrammar(GrammarError):
+    """No text at all satisfies a grammar, so there would be no token to choose."""
 
 
 class GrammarLimitError(GrammarError):

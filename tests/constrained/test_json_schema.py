@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infercore.constrained import json_schema
-from infercore.errors import GrammarError, GrammarLimitError, UnsupportedSchema
+from infercore.errors import EmptyGrammar, GrammarError, GrammarLimitError, UnsupportedSchema
 from tests.constrained.schemas import instances, schemas
 from tests.constrained.vocab import VOCABULARY, accepts, accepts_value
 
@@ -26,6 +26,8 @@ def test_verdict_is_that_of_jsonschema(schema, values):
         verdicts = [accepts_value(grammar, value) for value in values]
     except (UnsupportedSchema, GrammarLimitError):
         return
+    except EmptyGrammar:
+        verdicts = [False] * len(values)
     for value, verdict in zip(values, verdicts, strict=True):
         assert verdict == is_valid(schema, value), (schema, value)
 
@@ -67,7 +69,7 @@ def test_length_counts_code_points_whatever_their_spelling():
         assert not accepts(grammar, text), text
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     st.fixed_dictionaries(
         {},
@@ -83,7 +85,10 @@ def test_length_counts_code_points_whatever_their_spelling():
     st.lists(st.integers(-130, 130) | st.decimals(-130, 130, places=2, allow_nan=False), min_size=1, max_size=12),
 )
 def test_numbers_between_bounds_by_exact_arithmetic(constraints, values):
-    grammar = bound({"type": "number", **constraints})
+    try:
+        grammar = bound({"type": "number", **constraints})
+    except EmptyGrammar:
+        grammar = None
 
     def fits(constraint, value):
         checks = {
@@ -103,7 +108,8 @@ def test_numbers_between_bounds_by_exact_arithmetic(constraints, values):
         text = str(value)
         if text.startswith("-0"):
             continue  # minus zero, and its fractions: spelled by few, refused above a bound of zero
-        assert accepts(grammar, text) == fits(constraints, Fraction(text)), (constraints, text)
+        verdict = grammar is not None and accepts(grammar, text)
+        assert verdict == fits(constraints, Fraction(text)), (constraints, text)
 
 
 def test_recursion():

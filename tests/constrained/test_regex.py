@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infercore.constrained import regex
-from infercore.errors import GrammarError, RegexSyntaxError
+from infercore.errors import EmptyGrammar, GrammarError, RegexSyntaxError
 from tests.constrained.vocab import VOCABULARY, accepts
 
 atoms = st.sampled_from(
@@ -32,9 +32,14 @@ texts = st.text(st.sampled_from("abcABC09.é日\n "), max_size=6)
 @given(patterns, st.lists(texts, min_size=1, max_size=8))
 def test_full_match_is_that_of_re(pattern, candidates):
     compiled = re.compile(pattern)
-    grammar = regex(pattern).bind(VOCABULARY)
+    try:
+        grammar = regex(pattern).bind(VOCABULARY)
+    except EmptyGrammar:
+        assert not any(compiled.fullmatch(text) for text in candidates)
+        return
     for text in candidates:
-        # `$` of re also matches before a final newline; as the end of a full match that is never used up
+        if "$" in pattern and text.endswith("\n"):
+            continue  # `$` of re holds before a final newline too; ours, as JSON Schema's, at the end alone
         assert accepts(grammar, text) == bool(compiled.fullmatch(text)), (pattern, text)
 
 

@@ -12,6 +12,7 @@ from infercore.constrained.bitmask import words_of
 from infercore.constrained.limits import Limits
 from infercore.constrained.machine import Machine
 from infercore.constrained.vocabulary import Vocabulary
+from infercore.errors import EmptyGrammar
 
 FINAL = 0
 """The state after an end token: only end tokens may follow."""
@@ -35,7 +36,8 @@ class GrammarSpec:
     def bind(self, vocabulary: Vocabulary, *, limits: Limits | None = None) -> "Grammar":
         """The grammar over a vocabulary's tokens. Nothing is computed ahead but the first state.
 
-        Raises: GrammarError where the grammar cannot be enforced; GrammarLimitError where it passes a limit.
+        Raises: EmptyGrammar where no text satisfies it; UnsupportedSchema where it cannot be enforced; GrammarLimitError
+            where it passes a limit.
         """
         from infercore.constrained.lower import lower
 
@@ -70,6 +72,10 @@ class Grammar:
         self._eos = frozenset(vocabulary.eos_token_ids)
         machine.tables.header[c.REACH] = vocabulary.max_length
         config = machine.start(entry)
+        if config == 0:
+            raise EmptyGrammar(
+                "no text at all satisfies this grammar; look for bounds or types that exclude one another"
+            )
         self.start = self._state(config, b"")
 
     # The contract ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,6 @@ class Limits:
     max_states: int = 1 << 20
     max_configs: int = 1 << 18
     max_depth: int = 2000
-    max_seconds: float = 5.0
+    max_seconds: float = 10.0
     max_mask_bytes: int = 256 << 20
     max_alternatives: int = 512

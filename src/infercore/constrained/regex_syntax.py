@@ -127,8 +127,6 @@ class _Parser:
         if not found or found.group() == "{,}":
             return node
         low, high, exact, sign = found["low"], found["high"], found["exact"], found["sign"]
-        if isinstance(node, Anchor | Look) and sign != "?" and exact is None:
-            raise self.error("nothing to repeat")
         self.at = found.end()
         if sign:
             bounds = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
@@ -238,6 +236,9 @@ class _Parser:
         if character in "bB":
             self.at += 1
             return Anchor("word" if character == "b" else "not word")
+        if not self.ecma and (octal := _OCTAL.match(self.pattern, self.at)):
+            self.at = octal.end()
+            return self.fold(((int(octal[0], 8), int(octal[0], 8)),))
         if character in "123456789" or (character == "k" and self.pattern[self.at + 1 : self.at + 2] == "<"):
             raise self.error("backreferences are no regular language", begin)
         return self.fold(self.class_escape(begin))
@@ -347,6 +348,7 @@ _NAME = re.compile(r"P?<[^\W\d]\w*>")
 _FLAGS = re.compile(r"(?P<on>[a-zA-Z]*)(?:-(?P<off>[a-zA-Z]+))?(?P<end>[:)])")
 _PROPERTY = re.compile(r"\{(?P<not>\^?)(?P<name>[^}]+)\}|(?P<short>[A-Z])")
 _HEX2, _HEX4, _HEX8 = (re.compile(f"([0-9a-fA-F]{{{n}}})") for n in (2, 4, 8))
+_OCTAL = re.compile("[0-3][0-7]{2}")
 _HEX_BRACED = re.compile(r"\{([0-9a-fA-F]{1,6})\}")
 _LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _CONTROLS = {"a": 7, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11}

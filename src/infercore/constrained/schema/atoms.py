@@ -58,13 +58,18 @@ class Forms:
             form = self.both(form, self.of(literal, type_), type_)
         return form
 
-    def of(self, literal: Literal, type_: str) -> Form:
-        """Form of one literal for values of `type_`."""
+    def of(self, literal: Literal, type_: str, *, notes: bool = False) -> Form:
+        """Form of one literal for values of `type_`.
+
+        notes: alternatives carry ("note", ..) atoms that say which properties or items they evaluate, for an
+            `unevaluated*` keyword above; only statements that hold make notes.
+        """
         index, holds = literal
         schema = self.document.places[index].schema
         if isinstance(schema, bool):
             return YES if schema == holds else NO
-        key = (literal, type_)
+        notes = notes and holds and type_ in ("array", "object")
+        key = (literal, f"{type_}+" if notes else type_)
         form = self._forms.get(key)
         if form is None:
             place = self.document.places[index]
@@ -74,7 +79,7 @@ class Forms:
                 )
             self._open.add(key)
             try:
-                form = self._of_schema(place, type_, holds)
+                form = self._of_schema(place, type_, holds, notes)
             finally:
                 self._open.discard(key)
             self._forms[key] = form
@@ -96,6 +101,10 @@ class Forms:
                 result[joined] = None
             self._limit(len(result))
         return _absorb(result)
+
+    def _strip(self, form: Form) -> Form:
+        """Without notes."""
+        return _absorb(dict.fromkeys(frozenset(a for a in alternative if a[0] != "note") for alternative in form))
 
     def either(self, forms: Iterable[Form]) -> Form:
         result = dict.fromkeys(chain.from_iterable(forms))
@@ -125,23 +134,58 @@ class Forms:
 
     # Schemas ---------------------------------------------------------------------------------------------------------
 
-    def _of_schema(self, place: Place, type_: str, holds: bool) -> Form:
+    def _of_schema(self, place: Place, type_: str, holds: bool, notes: bool) -> Form:
         schema = place.schema
         if "$ref" in schema and place.draft <= 7:
-            return self.of(_polar(self.document.resolve(schema["$ref"], place), holds), type_)
-        return self._all(self._keywords(place, type_, holds), type_, holds)
+            return self.of(_polar(self.document.resolve(schema["$ref"], place), holds), type_, notes=notes)
+        last = {"array": "unevaluatedItems", "object": "unevaluatedProperties"}.get(type_, "")
+        if last not in schema or schema[last] in (True, {}) or last in self.document.ignore:
+            form = self._all(self._keywords(place, type_, holds, notes, ""), type_, holds)
+            if notes and last in schema:
+                form = tuple(alternative | {("note", "all")} for alternative in form)
+            return form
+        if not holds:
+            raise UnsupportedSchema(f"a negated {last} cannot be enforced", pointer=f"{place.pointer}/{last}")
+        form = self._all(self._keywords(place, type_, True, True, last), type_, True)
+        literal = self.document.literal(schema[last], place, last)
+        result = []
+        for alternative in form:
+            rest = self._unevaluated(alternative, type_, literal, f"{place.pointer}/{last}")
+            result.append(self.both((alternative,), rest, type_))
+        joined = self.either(result)
+        if notes:
+            return tuple(alternative | {("note", "all")} for alternative in joined)
+        return self._strip(joined)
 
-    def _keywords(self, place: Place, type_: str, holds: bool) -> Iterable[Form]:
+    def _unevaluated(self, alternative: Alternative, type_: str, literal: Literal, pointer: str) -> Form:
+        """What the rest must satisfy that no note of `alternative` names."""
+        noted = [atom[1:] for atom in alternative if atom[0] == "note"]
+        if ("all",) in noted:
+            return YES
+        if type_ == "array":
+            if any(note[0] == "contains" for note in noted):
+                raise UnsupportedSchema("unevaluatedItems beside contains cannot be enforced", pointer=pointer)
+            start = max((note[1] for note in noted if note[0] == "items"), default=0)
+            return _form(("max_items", start)) if literal == FALSE else _form(("from", start, literal))
+        names = frozenset(chain.from_iterable(note[0] for note in noted))
+        patterns = tuple(sorted(set(chain.from_iterable(note[1] for note in noted))))
+        return _form(("all", ("rest", names, patterns), literal))
+
+    def _keywords(self, place: Place, type_: str, holds: bool, notes: bool, without: str) -> Iterable[Form]:
         """One form for each keyword that matters to `type_`, negated where `holds` is False."""
         schema = place.schema
         for keyword, value in schema.items():
-            if keyword in self.document.ignore or keyword in _ANNOTATIONS:
+            if keyword in self.document.ignore or keyword in _ANNOTATIONS or keyword == without:
                 continue
-            form = self._keyword(keyword, value, place, type_, holds)
+            form = self._keyword(keyword, value, place, type_, holds, notes)
             if form is not None:
                 yield form
+        if notes and (note := _note(place, type_)):
+            yield (frozenset([note]),)
 
-    def _keyword(self, keyword: str, value: Json, place: Place, type_: str, holds: bool) -> Form | None:
+    def _keyword(
+        self, keyword: str, value: Json, place: Place, type_: str, holds: bool, notes: bool = False
+    ) -> Form | None:
         def fail(message: str) -> UnsupportedSchema:
             return UnsupportedSchema(message, pointer=f"{place.pointer}/{keyword}")
 
@@ -158,47 +202,44 @@ class Forms:
         if keyword in ("$recursiveRef", "$dynamicRef") and not self.document.is_static(value, place):
             raise fail("this reference depends on the path taken to it, which cannot be enforced; use $ref")
         if keyword in ("$ref", "$recursiveRef", "$dynamicRef"):
-            return self.of(_polar(self.document.resolve(value, place), holds), type_)
-        if keyword == "allOf":
-            return self._all(
-                (self.of(_polar(child(s, place, f"allOf/{i}"), holds), type_) for i, s in enumerate(value)),
-                type_,
-                holds,
-            )
-        if keyword == "anyOf":
-            return self._all_of_negated(
-                [self.of(_polar(child(s, place, f"anyOf/{i}"), holds), type_) for i, s in enumerate(value)],
-                type_,
-                holds,
-            )
-        if keyword == "oneOf":
-            return self._one_of([child(s, place, f"oneOf/{i}") for i, s in enumerate(value)], type_, holds)
+            return self.of(_polar(self.document.resolve(value, place), holds), type_, notes=notes)
+        if keyword in ("allOf", "anyOf", "oneOf"):
+            options = [child(option, place, f"{keyword}/{i}") for i, option in enumerate(value)]
+            if keyword == "oneOf":
+                return self._one_of(options, type_, holds, notes)
+            forms = [self.of(_polar(option, holds), type_, notes=notes) for option in options]
+            if keyword == "anyOf" and notes and len(forms) > 1:
+                forms = [self._all(chosen, type_, True) for chosen in _subsets(forms, self.max_alternatives)]
+            return self._all(forms, type_, holds == (keyword == "allOf"))
         if keyword == "not":
             return self.of(_polar(child(value, place, "not"), not holds), type_)
         if keyword == "if":
-            if "then" not in place.schema and "else" not in place.schema:
+            if "then" not in place.schema and "else" not in place.schema and not notes:
                 return None
             test = child(value, place, "if")
             then = child(place.schema.get("then", True), place, "then")
             other = child(place.schema.get("else", True), place, "else")
             return self.either(
-                self.both(self.of(_polar(test, sign), type_), self.of(_polar(branch, holds), type_), type_)
+                self.both(
+                    self.of(_polar(test, sign), type_, notes=notes),
+                    self.of(_polar(branch, holds), type_, notes=notes),
+                    type_,
+                )
                 for sign, branch in ((True, then), (False, other))
             )
+        if keyword == "dependentSchemas" and type_ == "object":
+            return self._dependencies(keyword, value, place, holds, notes)
         handler = getattr(self, f"_{type_}_keyword", None)
         if handler is None:
             return None
         return handler(keyword, value, place, holds, fail)  # type: ignore[no-any-return]
 
-    def _all_of_negated(self, forms: list[Form], type_: str, holds: bool) -> Form:
-        return self._all(forms, type_, not holds)
-
-    def _one_of(self, options: list[Literal], type_: str, holds: bool) -> Form:
+    def _one_of(self, options: list[Literal], type_: str, holds: bool, notes: bool = False) -> Form:
         live = [option for option in options if self.of(option, type_)]
         result: list[Form] = []
         if holds:
             for i, option in enumerate(live):
-                form = self.of(option, type_)
+                form = self.of(option, type_, notes=notes)
                 for j, other in enumerate(live):
                     if i != j and (other == option or self.both(form, self.of(other, type_), type_)):
                         form = self.both(form, self.of(_polar(other, False), type_), type_)
@@ -309,18 +350,7 @@ class Forms:
             less = [_form(("count", 0, literal, 0, low - 1))] if low else []
             more = [_form(("count", 0, literal, high + 1, None))] if high is not None else []
             return self.either([*less, *more])
-        if keyword == "unevaluatedItems" and value not in (True, {}):
-            return self._unevaluated_items(value, place, holds, fail)
         return None
-
-    def _unevaluated_items(self, value: Json, place: Place, holds: bool, fail: Any) -> Form:
-        if any(k in place.schema for k in (*_APPLICATORS, "contains")) or not holds:
-            raise fail("unevaluatedItems beside keywords whose annotations it would need cannot be enforced")
-        if "items" in place.schema:
-            return YES
-        literal = self.document.literal(value, place, "unevaluatedItems")
-        start = len(place.schema.get("prefixItems", []))
-        return _form(("max_items", start)) if literal == FALSE else _form(("from", start, literal))
 
     def _object_keyword(self, keyword: str, value: Json, place: Place, holds: bool, fail: Any) -> Form | None:
         schema, child = place.schema, self.document.literal
@@ -337,17 +367,10 @@ class Forms:
             return every(
                 (("pattern", p), child(s, place, f"patternProperties/{_escaped(p)}")) for p, s in value.items()
             )
-        if keyword in ("additionalProperties", "unevaluatedProperties"):
+        if keyword == "additionalProperties":
             literal = child(value, place, keyword)
             if literal == TRUE:
                 return YES if holds else NO
-            if keyword == "unevaluatedProperties":
-                if any(k in schema for k in _APPLICATORS):
-                    raise fail(
-                        "unevaluatedProperties beside keywords whose annotations it would need cannot be enforced"
-                    )
-                if "additionalProperties" in schema:
-                    return YES if holds else NO
             names = frozenset(schema.get("properties", {}))
             patterns = tuple(sorted(schema.get("patternProperties", {})))
             return every([(("rest", names, patterns), literal)])
@@ -374,7 +397,7 @@ class Forms:
             return self._dependencies(keyword, value, place, holds)
         return None
 
-    def _dependencies(self, keyword: str, value: Json, place: Place, holds: bool) -> Form:
+    def _dependencies(self, keyword: str, value: Json, place: Place, holds: bool, notes: bool = False) -> Form:
         parts = []
         for name, needed in value.items():
             if isinstance(needed, str):
@@ -388,7 +411,7 @@ class Forms:
                     then = self.either(_form(("all", ("name", k), FALSE)) for k in needed)
             else:
                 literal = self.document.literal(needed, place, f"{keyword}/{_escaped(name)}")
-                then = self.of(_polar(literal, holds), "object")
+                then = self.of(_polar(literal, holds), "object", notes=notes)
             present, absent = _form(("some", ("name", name), TRUE)), _form(("all", ("name", name), FALSE))
             if holds:
                 parts.append(self.either([absent, self.both(present, then, "object")]))
@@ -397,7 +420,28 @@ class Forms:
         return self._all(parts, "object", holds)
 
 
-_APPLICATORS = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "dependentSchemas", "$recursiveRef")
+def _note(place: Place, type_: str) -> Atom | None:
+    """What the keywords of one place, those below it left out, evaluate where the place holds."""
+    schema = place.schema
+    if type_ == "array":
+        if "contains" in schema:
+            return ("note", "contains")
+        prefix = schema.get("prefixItems", [])
+        if "items" in schema and not isinstance(schema["items"], list):
+            return ("note", "all")
+        return ("note", "items", len(prefix)) if prefix else None
+    if "additionalProperties" in schema:
+        return ("note", "all")
+    names, patterns = frozenset(schema.get("properties", {})), tuple(sorted(schema.get("patternProperties", {})))
+    return ("note", names, patterns) if names or patterns else None
+
+
+def _subsets(forms: list[Form], limit: int) -> Iterable[list[Form]]:
+    """Every choice of one or more, where there are not too many."""
+    if 1 << len(forms) > limit:
+        raise GrammarLimitError(f"anyOf of {len(forms)} options under an unevaluated keyword; raise max_alternatives")
+    for chosen in range(1, 1 << len(forms)):
+        yield [form for i, form in enumerate(forms) if chosen >> i & 1]
 
 
 def type_of(value: Json) -> str:
@@ -433,10 +477,12 @@ def _escaped(name: str) -> str:
 
 
 def _absorb(alternatives: dict[Alternative, None]) -> Form:
-    """Without alternatives that say more than another one does."""
+    """Without alternatives that say more than another one does; a note does not make one say more."""
     if len(alternatives) > 64:
         return tuple(alternatives)
-    return tuple(a for a in alternatives if not any(b < a for b in alternatives))
+    notes = [frozenset(a for a in alternative if a[0] == "note") for alternative in alternatives]
+    pairs = list(zip(alternatives, notes, strict=True))
+    return tuple(a for a, noted in pairs if not any(b < a and other >= noted for b, other in pairs))
 
 
 def _const_schema(value: Json) -> Json:

@@ -78,6 +78,7 @@ class ObjectStates:
         cap = max(self.low, 0 if self.high is None else self.high)
         self.count_cap = cap
         self._states: dict[tuple[str, _Memory], int] = {}
+        self._key_configs: dict[_Memory, int] = {}
 
     def entry(self) -> int:
         """State that reads the object and returns."""
@@ -99,14 +100,13 @@ class ObjectStates:
         """kind: "first" after the brace, "after" after a member, "key" where a key's text begins."""
         context, machine = self.context, self.machine
         if kind == "key":
-            text = self._key_config(memory)
-            machine.define(state, free=[self._string(memory, text)] if text else [])
+            machine.define(state, free=[self._string(memory, self._key_config(memory))])
             return
         free = []
         missing = self.required - memory.seen
         if not missing and not memory.owed and memory.count >= self.low:
             free.append(machine.literal(b"}", context.ret))
-        if self.high is None or memory.count < self.high:
+        if (self.high is None or memory.count < self.high) and self._key_config(memory):
             key = machine.literal(b'"', self._state("key", memory))
             free.append(key if kind == "first" else context.comma(key))
         machine.define(state, free=free)
@@ -131,6 +131,9 @@ class ObjectStates:
 
     def _key_config(self, memory: _Memory) -> int:
         """Text config of the keys that may come; 0 where there are none."""
+        known = self._key_configs.get(memory)
+        if known is not None:
+            return known
         machine = self.machine
         only_required = self._must_be_required(memory)
         extra = self.has_extra and not only_required
@@ -148,9 +151,11 @@ class ObjectStates:
             ]
             if self.other_allowed:
                 free.append(self.context.texts.any_state)
-        config = machine.start(machine.node(free=free))
+        too_few = not extra and memory.count + len(free) < self.low
+        config = 0 if too_few else machine.start(machine.node(free=free))
         if self._key_text is not None and config:
             config = self._restricted(config)
+        self._key_configs[memory] = config
         return config
 
     def _restricted(self, config: int) -> int:
