@@ -116,7 +116,9 @@ class SGLangPython:
         self._cache = module.RadixCache.create_simulated(page_size=page_size, mock_allocator=_NoAllocator())
 
     def native(self, token_ids: npt.NDArray[np.int32]) -> "array[int]":
-        return array("q", token_ids.astype(np.int64).tobytes())
+        key = array("q")
+        key.frombytes(memoryview(token_ids.astype(np.int64)).cast("B"))
+        return key
 
     def from_list(self, token_ids: list[int]) -> "array[int]":
         return array("q", token_ids)

@@ -150,12 +150,17 @@ def insert_pages(
         stop += 1
     bad = -1
     rising = True
-    for i in range(stop, last):
+    num_pages = header[NUM_PAGES]
+    i = stop
+    while i < last and bad < 0:
+        run = _run_length(pages, i, last)
         page = pages[i]
-        if page < 1 or page >= header[NUM_PAGES] or fields[PARENT, page] != ABSENT or fields[REFS, page] < 1:
-            bad = i
-            break
         rising = rising and (i == stop or page > pages[i - 1])
+        if page < 1 or page + run > num_pages or not _are_uncached(fields, page, run):
+            bad = i
+            while bad < i + run - 1 and 1 <= pages[bad] < num_pages and _are_uncached(fields, pages[bad], 1):
+                bad += 1
+        i += run
     if bad < 0 and not rising:  # a page may be named twice
         for i in range(stop, last):
             if fields[PARENT, pages[i]] == _MARKED:
@@ -184,28 +189,33 @@ def insert_pages(
     if stop > first and header[POLICY] >= SLRU and header[POLICY] != PRIORITY:
         fields[AUX, at] = 1
     now = header[CLOCK] + 1 + last - stop
-    known = header[POLICY] == GHOST
-    for i in range(stop, last):
+    has_aux = header[HAS_AUX] != 0
+    is_ghost = header[POLICY] == GHOST
+    known = is_ghost
+    i = stop
+    while i < last:
+        run = _run_length(pages, i, last)
         page = pages[i]
-        _copy(tokens, page * page_size, query, i * page_size, page_size)
-        fields[STAMP, page] = now
-        fields[ROOT, page] = root
-        if header[HAS_AUX]:
-            fields[AUX, page] = 0
-        if header[POLICY] == GHOST:
-            ghost[page] = _prefix_hash(header, ghost, query, i * page_size, at)
-            known = known and _forget(header, ghost, ghost[page])
-            fields[AUX, page] = 1 if known else 0
-        fields[REFS, page] += 1
+        _copy(tokens, page * page_size, query, i * page_size, run * page_size)
+        _set_run(fields, page, run, np.int32(now), root)
+        for j in range(run if has_aux else 0):
+            fields[AUX, page + j] = 0
+        if is_ghost:
+            above = at
+            for j in range(run):
+                ghost[page + j] = _prefix_hash(header, ghost, query, (i + j) * page_size, above)
+                known = known and _forget(header, ghost, ghost[page + j])
+                fields[AUX, page + j] = 1 if known else 0
+                above = page + j
         if i == stop:
             _link(header, fields, tokens, heap_ids, heap_keys, page, at)
         else:  # below a page that was hung just now: no child yet, not in the heap
             fields[FIRST, at] = page
             fields[CHILDREN, at] = 1
-            fields[CHILDREN, page] = 0
-            fields[FIRST, page] = -1
             fields[PARENT, page] = at
-        at = page
+        at = page + run - 1
+        _chain_run(fields, page, run)
+        i += run
     header[NUM_HELD] += last - stop
     if last > stop:
         fields[REFS, root] += last - stop - 1
@@ -324,9 +334,10 @@ def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out
     """
     bad = -1
     rising = True
+    num_pages = header[NUM_PAGES]
     for i in range(pages.shape[0]):
         page = pages[i]
-        if page < 1 or page >= header[NUM_PAGES] or fields[REFS, page] <= (0 if fields[PARENT, page] == ABSENT else 1):
+        if page < 1 or page >= num_pages or fields[REFS, page] <= (0 if fields[PARENT, page] == ABSENT else 1):
             bad = i
             break
         rising = rising and (i == 0 or page > pages[i - 1])
@@ -343,10 +354,21 @@ def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out
     if bad >= 0:
         return -1 - bad
     num_freed = 0
+    num_let_go = 0
     for i in range(pages.shape[0]):
-        if _unhold(header, fields, free_in_block, heap_ids, heap_keys, pages[i]):
+        page = np.uint64(pages[i])
+        left = fields[REFS, page] - 1
+        fields[REFS, page] = left
+        if left == 0:
+            free_in_block[page >> np.uint64(BLOCK_BITS)] += 1
             out[num_freed] = pages[i]
             num_freed += 1
+        elif left == 1 and fields[PARENT, page] != ABSENT:
+            num_let_go += 1
+            if fields[CHILDREN, page] == 0 and fields[FIRST, page] == -1:
+                _push(header, fields, heap_ids, heap_keys, pages[i])
+    header[NUM_FREE] += num_freed
+    header[NUM_HELD] -= num_let_go
     return num_freed
 
 
@@ -454,6 +476,53 @@ def _child(header, fields, tokens, query, start, node):
 
 @no_type_check
 @compiled_in_place
+def _run_length(pages, start, stop):
+    """How many of `pages[start:stop]` follow each other in memory from the first on."""
+    at = start + 1
+    while at < stop and pages[at] == pages[at - 1] + 1:
+        at += 1
+    return at - start
+
+
+@no_type_check
+@compiled_in_place
+def _are_uncached(fields, page, count):
+    """Whether `count` pages from `page` on are allocated, and not in the tree."""
+    cached = np.int32(0)
+    free = np.int32(0)
+    for i in range(count):
+        cached |= fields[PARENT, np.uint64(page + i)] ^ np.int32(ABSENT)
+        free |= fields[REFS, np.uint64(page + i)] - np.int32(1)  # negative for a free page
+    return cached == 0 and free >= 0
+
+
+@no_type_check
+@compiled_in_place
+def _set_run(fields, page, count, stamp, root):
+    for i in range(count):
+        fields[STAMP, np.uint64(page + i)] = stamp
+    for i in range(count):
+        fields[ROOT, np.uint64(page + i)] = root
+    for i in range(count):
+        fields[REFS, np.uint64(page + i)] += np.int32(1)
+
+
+@no_type_check
+@compiled_in_place
+def _chain_run(fields, page, count):
+    """Hang pages that follow each other in memory one below the other; where the first hangs is not its matter."""
+    for i in range(count - 1):
+        fields[FIRST, np.uint64(page + i)] = np.int32(page + i + 1)
+    for i in range(count - 1):
+        fields[CHILDREN, np.uint64(page + i)] = np.int32(1)
+    for i in range(count - 1):
+        fields[PARENT, np.uint64(page + i + 1)] = np.int32(page + i)
+    fields[FIRST, page + count - 1] = -1
+    fields[CHILDREN, page + count - 1] = 0
+
+
+@no_type_check
+@compiled_in_place
 def _is_run(fields, page, count):
     """Whether `page` .. `page + count - 1` are each the first child of the one before."""
     different = np.int32(0)
@@ -496,14 +565,10 @@ def _same(tokens, start, query, query_start, page_size):
 
 @no_type_check
 @compiled_in_place
-def _copy(tokens, start, query, query_start, page_size):
+def _copy(tokens, start, query, query_start, count):
     at = np.uint64(start)
     query_at = np.uint64(query_start)
-    if page_size == 16:
-        for i in range(16):
-            tokens[at + np.uint64(i)] = query[query_at + np.uint64(i)]
-        return
-    for i in range(page_size):
+    for i in range(count):
         tokens[at + np.uint64(i)] = query[query_at + np.uint64(i)]
 
 
@@ -702,10 +767,13 @@ def _free(header, free_in_block, page):
 def _take(header, fields, free_in_block, count, after, out):
     """Take `count` of the free pages (there are enough): behind `after`, else a run, else from the cursor on."""
     num_pages = header[NUM_PAGES]
+    header[NUM_FREE] -= count
     taken = 0
     page = after + 1
     while 0 < page < num_pages and taken < count and fields[REFS, page] == 0:
-        _take_one(header, fields, free_in_block, page, taken, out)
+        fields[REFS, page] = 1
+        free_in_block[page >> BLOCK_BITS] -= 1
+        out[taken] = page
         taken += 1
         page += 1
     if taken == count:
@@ -721,20 +789,13 @@ def _take(header, fields, free_in_block, count, after, out):
         if (page & (BLOCK - 1)) == 0 and free_in_block[page >> BLOCK_BITS] == 0:
             page += BLOCK
             continue
-        if fields[REFS, page] == 0:
-            _take_one(header, fields, free_in_block, page, taken, out)
+        if fields[REFS, np.uint64(page)] == 0:
+            fields[REFS, np.uint64(page)] = 1
+            free_in_block[np.uint64(page >> BLOCK_BITS)] -= 1
+            out[np.uint64(taken)] = page
             taken += 1
         page += 1
     header[CURSOR] = page if page < num_pages else 1
-
-
-@no_type_check
-@compiled_in_place
-def _take_one(header, fields, free_in_block, page, place, out):
-    fields[REFS, page] = 1
-    free_in_block[page >> BLOCK_BITS] -= 1
-    header[NUM_FREE] -= 1
-    out[place] = page
 
 
 @no_type_check
