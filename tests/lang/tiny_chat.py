@@ -39,10 +39,18 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> tf.PreTrainedTokenizerFas
 def tiny_model() -> tf.PreTrainedModel:
     torch.manual_seed(3)
     config = tf.LlamaConfig(
-        vocab_size=len(tiny_tokenizer()), hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=96, max_position_embeddings=2048, tie_word_embeddings=False, bos_token_id=0, eos_token_id=2,
+        vocab_size=len(tiny_tokenizer()),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=96,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=2,
         pad_token_id=2,
-    )  # fmt: skip
+    )
     model = tf.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
