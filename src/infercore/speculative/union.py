@@ -1,6 +1,7 @@
 """`Union`: several drafters, one tree."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -64,11 +65,13 @@ def _merge(trees: list[TokenTree], max_nodes: int) -> TokenTree:
 def _merge_chosen(trees: list[tuple[int, TokenTree]], max_nodes: int) -> TokenTree:
     if not trees or max_nodes <= 0:
         return TokenTree.empty()
-    first_nodes = np.array([0, *(tree.num_nodes for _, tree in trees)]).cumsum()
+    first_nodes = np.array(list(accumulate((len(tree.token_ids) for _, tree in trees), initial=0)))
     num_nodes = int(first_nodes[-1])
-    sources = np.repeat(np.array([source for source, _ in trees], np.int8), np.diff(first_nodes))
+    sources, merged_sources = np.empty((2, num_nodes), np.int8)
+    for index, (source, _) in enumerate(trees):
+        sources[first_nodes[index] :] = source
     token_ids, parents = np.empty((2, num_nodes), np.int32)
-    scores, merged_sources = np.empty(num_nodes, np.float32), np.empty(num_nodes, np.int8)
+    scores = np.empty(num_nodes, np.float32)
     num_merged = _compiled.merge(
         np.concatenate([tree.token_ids for _, tree in trees]),
         np.concatenate([tree.parents for _, tree in trees]),

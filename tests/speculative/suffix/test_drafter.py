@@ -51,22 +51,42 @@ def test_every_edge_of_a_tree_was_seen(corpus: Any, text: Any, max_nodes: int) -
 
 
 @given(data=st.data())
-def test_growing_a_text_step_by_step_changes_nothing(data: Any) -> None:
+def test_growing_a_text_step_by_step_changes_nothing_but_trust(data: Any) -> None:
     corpus = [data.draw(st.lists(st.integers(0, 2), max_size=15))]
     text = data.draw(st.lists(st.integers(0, 2), min_size=2, max_size=40))
-    grown = SuffixDrafter(corpus)
+    grown = _trusting(SuffixDrafter(corpus))
     for length in range(1, len(text)):
         _propose(grown, text[:length])
         if data.draw(st.booleans()):
             grown.commit(0, np.array(text[length : length + 1], np.int32))
-    at_once = _propose(SuffixDrafter(corpus), text)
+    _propose(grown, text)
+    _trusting(grown)  # it learnt on the way which levels to trust
+    at_once = _propose(_trusting(SuffixDrafter(corpus)), text)
     assert _paths(_propose(grown, text)) == _paths(at_once)
+
+
+def _trusting(drafter: SuffixDrafter) -> SuffixDrafter:
+    """Trust every level alike, whatever was learnt before."""
+    drafter._trust[:] = 0.5
+    return drafter
+
+
+def test_trust_follows_what_the_levels_were_worth() -> None:
+    drafter = SuffixDrafter()
+    before = drafter._trust.copy()
+    text = [1, 2, 3, 1, 2]
+    _propose(drafter, text)
+    for _ in range(20):
+        drafter.commit(0, np.array([9, 1, 2], np.int32))  # 9 follows 1 2 every time after the first
+    assert drafter._trust[0, 3:].max() > before[0, 3:].max()
+    assert drafter._trust[0, 2, 0] < before[0, 2, 0], "the first time it did not"
 
 
 def test_a_text_that_was_taken_back_is_read_again() -> None:
     drafter = SuffixDrafter()
     _propose(drafter, [1, 2, 3, 1, 2])
     drafter.commit(0, np.array([9, 9, 9], np.int32))
+    drafter._trust[:] = SuffixDrafter()._trust
     assert _paths(_propose(drafter, [1, 2, 3, 1, 2])) == _paths(_propose(SuffixDrafter(), [1, 2, 3, 1, 2]))
 
 

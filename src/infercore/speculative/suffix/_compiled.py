@@ -15,8 +15,9 @@ import numpy as np
 from infercore._jit import compiled
 
 MAX_COUNTED = 64  # suffix links followed per token to keep occurrences exact; only degenerate text has longer chains
-MAX_EDGES = 48  # followers of one context that are looked at, newest first
+MAX_EDGES = 32  # followers of one context that are looked at, newest first
 MAX_FOLLOWERS = 12  # of those, the likeliest that become candidates
+MIN_CHANCE = 0.002  # candidates below this are not worth looking for
 MAX_LEVELS = 6  # contexts looked at, longest first, both automata together
 
 
@@ -202,7 +203,19 @@ def rarity(total):
 @no_type_check
 @compiled
 def predict(
-    states, edges, state, length, other_states, other_edges, other_state, other_length, trust, tokens, counts, probs
+    states,
+    edges,
+    state,
+    length,
+    other_states,
+    other_edges,
+    other_state,
+    other_length,
+    trust,
+    score,
+    tokens,
+    counts,
+    probs,
 ):
     """Likeliest next tokens after a context, from the longest match in two automata down to shorter ones.
 
@@ -212,7 +225,7 @@ def predict(
     found = 0
     left = np.float32(1.0)
     for _ in range(MAX_LEVELS):
-        if found >= MAX_FOLLOWERS or (length <= 0 and other_length <= 0):
+        if found >= MAX_FOLLOWERS or (length <= 0 and other_length <= 0) or score * left < MIN_CHANCE:
             break
         if length >= other_length:
             new, total = followers(states, edges, state, tokens, counts, found)
@@ -326,9 +339,11 @@ def grow(
         if cursors[row, 0] < max_depth:
             found = predict(
                 states, edges, cursors[row, 1], cursors[row, 2], other_states, other_edges, cursors[row, 3],
-                cursors[row, 4], trust, tokens, counts, probs,
+                cursors[row, 4], trust, score, tokens, counts, probs,
             )  # fmt: skip
             for index in range(found):
+                if score * probs[index] < MIN_CHANCE:
+                    continue
                 open_scores[num_open] = score * probs[index]
                 open_tokens[num_open] = tokens[index]
                 open_parents[num_open] = row - 1

@@ -1,0 +1,282 @@
+"""Does speculation make SmolLM2 on Spec-Bench faster, and does it leave the output alone?
+
+    python bench/speculative_engine.py run [--save]     HF generate, prompt lookup, our engine plain, with trees of
+                                                        fixed sizes, and with the controller; outputs are compared
+    python bench/speculative_engine.py check --batch 8  does the controller's output equal the traces, batched?
+    python bench/speculative_engine.py curve [--save]   what a forward over n rows costs, at context 512
+
+Questions, model and traces are those of `bench/speculative.py`.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infercore.hf import Engine
+from infercore.speculative import Drafter, FixedBudget, SpeedController, TokenTree
+from speculative import (
+    DRAFTERS,
+    add_common_arguments,
+    commit,
+    group_of,
+    load_model,
+    machine,
+    prompt_ids,
+    questions,
+    show,
+    traces,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=["run", "check", "curve"])
+    parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
+    parser.add_argument("--batch", type=int, default=8, help="check: prompts in one call")
+    parser.add_argument("--drafter", choices=DRAFTERS, default="suffix + recycling", help="check: which drafter")
+    parser.add_argument(
+        "--fixed", type=int, default=0, help="check: trees of this many nodes instead of the controller"
+    )
+    parser.add_argument("--timings", type=Path, help="run: append every timing here, and go on from what is there")
+    parser.add_argument(
+        "--clock", choices=["seconds", "cpu_seconds"], default="seconds",
+        help="wall time, or processor time of the one thread, for a machine that others use as well",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
+    add_common_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.mode == "check":
+        check(arguments)
+    elif arguments.mode == "run":
+        show(run(arguments), "speculative_engine.md", arguments)
+    else:
+        show(curve(arguments), "speculative_curve.md", arguments)
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+FIXED = (4, 8, 16)
+
+
+def run(arguments: argparse.Namespace) -> str:
+    """Every contestant in turn on every question, from an empty prefix cache, prefill included."""
+    contestants = make_contestants(arguments)
+    some = questions()[: arguments.questions]
+    results = []
+    if arguments.timings and arguments.timings.exists():
+        results = [json.loads(line) for line in arguments.timings.read_text().splitlines()]
+    done = {result["question_id"] for result in results}
+    run_question(contestants, some[0], arguments.new_tokens)  # warm up, compile
+    for question in some:
+        if question["question_id"] in done:
+            continue
+        results.append(run_question(contestants, question, arguments.new_tokens))
+        if arguments.timings:
+            with arguments.timings.open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+    print(contestants["controller"].report())
+    return run_table(results, arguments)
+
+
+def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
+    model, tokenizer = load_model(arguments.model)
+    ours, _ = load_model(arguments.model)
+    contestants: dict[str, Any] = {
+        "HF greedy": HuggingFace(model, tokenizer),
+        "HF prompt lookup": HuggingFace(model, tokenizer, prompt_lookup_num_tokens=10),
+        "plain": Ours(ours, tokenizer, None, None, 0),
+    }
+    for num_nodes in FIXED:
+        contestants[f"fixed {num_nodes}"] = Ours(ours, tokenizer, best_drafter(), None, num_nodes)
+    contestants["controller"] = Ours(ours, tokenizer, best_drafter(), SpeedController(), 32)
+    return contestants
+
+
+def best_drafter() -> Drafter:
+    return DRAFTERS["suffix + recycling"]()
+
+
+class HuggingFace:
+    def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
+        self.model, self.tokenizer, self.options = model, tokenizer, options
+
+    def __call__(self, prompt: list[int], max_new_tokens: int) -> tuple[list[int], int]:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            output = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, **self.options
+            )
+        return output[0, len(prompt) :].tolist(), 0
+
+
+class Ours:
+    def __init__(self, model: Any, tokenizer: Any, drafter: Any, controller: Any, num_nodes: int) -> None:
+        self.engine = Engine(model, tokenizer, num_pages=256, controller=controller)
+        self.drafter, self.controller, self.num_nodes = drafter, controller, num_nodes
+
+    def __call__(self, prompt: list[int], max_new_tokens: int) -> tuple[list[int], int]:
+        self.engine.cache.clear()
+        forwards = self.engine.stats.num_forwards
+        (completion,) = self.engine.generate(
+            [prompt], max_new_tokens=max_new_tokens, drafter=self.drafter, max_draft_nodes=self.num_nodes
+        )
+        return list(completion.token_ids), self.engine.stats.num_forwards - forwards
+
+    def report(self) -> str:
+        return f"{self.controller.report()}\n{self.engine.stats.as_dict()}"
+
+
+def run_question(contestants: dict[str, Any], question: dict[str, Any], max_new_tokens: int) -> dict[str, Any]:
+    prompt = prompt_ids(next(iter(contestants.values())).tokenizer, question)
+    result: dict[str, Any] = {
+        "question_id": question["question_id"], "category": question["category"], "num_prompt": len(prompt),
+        "seconds": {}, "cpu_seconds": {}, "forwards": {}, "outputs": {},
+    }  # fmt: skip
+    for name, contestant in contestants.items():
+        start, cpu_start = time.perf_counter(), time.process_time()
+        output, forwards = contestant(prompt, max_new_tokens)
+        result["seconds"][name] = time.perf_counter() - start
+        result["cpu_seconds"][name] = time.process_time() - cpu_start
+        result["forwards"][name] = forwards
+        result["outputs"][name] = output
+    return result
+
+
+def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+    """Speed-ups are ratios of summed times; a group's best fixed setting is what the controller is held against."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        groups[group_of(result["category"])].append(result)
+    groups = {"all": results, **dict(sorted(groups.items()))}
+    names = list(results[0]["seconds"])
+
+    def total(name: str, group: str) -> float:
+        return sum(result[arguments.clock][name] for result in groups[group])
+
+    differing = {
+        name: [r["question_id"] for r in results if r["outputs"][name] != r["outputs"]["HF greedy"]] for name in names
+    }
+    tokens = sum(len(result["outputs"]["plain"]) for result in results)
+    lines = [
+        f"machine: {machine()} | commit {commit()} | {len(results)} questions, {arguments.new_tokens} new tokens, "
+        f"fp32, batch 1, prefill included, {arguments.threads or os.cpu_count()} threads, {arguments.clock} summed, "
+        "contestants in turn on each question | suffix + recycling drafter",
+        "",
+        "| contestant | tokens per forward | over HF greedy | "
+        + " | ".join(f"{g}" for g in groups if g != "all")
+        + " | over our plain | worst group over plain | outputs unlike HF greedy |",
+        "| --- " * (len(groups) + 5) + "|",
+    ]
+    for name in names:
+        forwards = sum(result["forwards"][name] for result in results)
+        over_plain = {group: total("plain", group) / total(name, group) for group in groups}
+        worst = min((group for group in groups if group != "all"), key=over_plain.__getitem__)
+        per_forward = f"{tokens / forwards:.2f}" if forwards else ""
+        lines.append(
+            f"| {name} | {per_forward} | {total('HF greedy', 'all') / total(name, 'all'):.2f} | "
+            + " | ".join(f"{total('HF greedy', g) / total(name, g):.2f}" for g in groups if g != "all")
+            + f" | {over_plain['all']:.2f} | {over_plain[worst]:.2f} ({worst}) | {len(differing[name])} |"
+        )
+    best = {g: max(total("controller", g) and total("plain", g) / total(n, g) for n in names[2:-1]) for g in groups}
+    lines += ["", "controller's speed relative to the best fixed setting (0, 4, 8 or 16 nodes) of each group: "]
+    lines[-1] += ", ".join(f"{g} {total('plain', g) / total('controller', g) / best[g]:.3f}" for g in groups)
+    lines += ["", f"questions whose output differs from HF greedy: { {k: v for k, v in differing.items() if v} }"]
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- check
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Outputs of our engine against recorded HF greedy ones; the logit gap of the two best tokens where they part."""
+    model, tokenizer = load_model(arguments.model)
+    controller = FixedBudget(arguments.fixed) if arguments.fixed else SpeedController()
+    engine = Engine(model, tokenizer, controller=controller)
+    drafter = DRAFTERS[arguments.drafter]()
+    recorded = list(traces(arguments.traces))[: arguments.questions]
+    differing = []
+    for start in range(0, len(recorded), arguments.batch):
+        some = recorded[start : start + arguments.batch]
+        completions = engine.generate(
+            [trace["prompt_ids"] for trace in some],
+            max_new_tokens=arguments.new_tokens,
+            drafter=drafter,
+            max_draft_nodes=max(32, arguments.fixed),
+        )
+        for trace, completion in zip(some, completions, strict=True):
+            expected, found = trace["output_ids"][: arguments.new_tokens], list(completion.token_ids)
+            if found != expected:
+                first = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+                differing.append((trace["question_id"], first, None if first is None else trace["gaps"][first]))
+        print(f"{start + len(some)} questions, differing (id, position, gap): {differing}", flush=True)
+    print(f"{arguments.drafter}, batch {arguments.batch}, {machine()}, commit {commit()}")
+    print(engine.stats.as_dict())
+    if isinstance(controller, SpeedController):
+        print(controller.report())
+
+
+# -------------------------------------------------------------------------------------------------------------- curve
+
+
+class Useless:
+    """Proposes a chain of the wanted length; what it holds does not matter."""
+
+    num_nodes = 0
+
+    def propose(self, requests: Any) -> list[TokenTree]:
+        return [TokenTree.chain(np.arange(7, 7 + min(self.num_nodes, request.max_nodes))) for request in requests]
+
+    def commit(self, request_id: int, accepted_token_ids: Any, features: Any = None) -> None: ...
+
+    def close(self, request_id: int) -> None: ...
+
+
+def curve(arguments: argparse.Namespace, *, context: int = 512, rounds: int = 12) -> str:
+    """Median time of a decoding step by its rows, sizes taking turns, relative to one row."""
+    model, tokenizer = load_model(arguments.model)
+    engine, drafter = Engine(model, tokenizer), Useless()
+    clock = time.process_time if arguments.clock == "cpu_seconds" else time.perf_counter
+    sizes = (1, 2, 4, 8, 16, 32, 64)
+    prompt = np.random.default_rng(0).integers(100, 40_000, context)
+    request = engine.request(prompt, max_new_tokens=2048, drafter=drafter, max_draft_nodes=64, eos_token_ids=())
+    (handle,) = engine.submit(request)
+    engine.step()
+    times: dict[int, list[float]] = {size: [] for size in sizes}
+    for round_ in range(rounds + 1):
+        for size in sizes:
+            drafter.num_nodes = size - 1
+            start = clock()
+            engine.step()
+            if round_:
+                times[size].append(clock() - start)
+    handle.cancel()
+    one = float(np.median(times[1]))
+    return "\n".join(
+        [
+            f"machine: {machine()} | commit {commit()} | SmolLM2 fp32, batch 1, context {context}, "
+            f"{arguments.threads or os.cpu_count()} threads, {arguments.clock}, median of {rounds} (p20-p80)",
+            "",
+            "| rows | " + " | ".join(str(size) for size in sizes) + " |",
+            "| --- " * (len(sizes) + 1) + "|",
+            "| ms | "
+            + " | ".join(
+                f"{np.median(t) * 1e3:.1f} ({np.quantile(t, 0.2) * 1e3:.1f}-{np.quantile(t, 0.8) * 1e3:.1f})"
+                for t in times.values()
+            )
+            + " |",
+            "| relative | " + " | ".join(f"{np.median(t) / one:.2f}" for t in times.values()) + " |",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
