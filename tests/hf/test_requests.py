@@ -302,6 +302,42 @@ def test_cancelling_the_first_of_several_copies_leaves_the_others(engine, truth)
     assert handles[2].completion.token_ids == truth
 
 
+def test_copies_go_on_alone_when_the_first_of_them_fails(engine, truth):
+    calls = []
+
+    def fail_once(ids, scores):
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("planted")
+        return scores
+
+    handles = engine.submit(engine.request(prompts()[0], max_new_tokens=30, logits_processors=(fail_once,)), copies=3)
+    run_to_the_end(engine)
+    assert isinstance(handles[0].completion.error, RuntimeError)
+    assert [h.completion.token_ids for h in handles[1:]] == [truth, truth]
+    assert_nothing_lost(engine)
+
+
+def test_ctrl_c_between_two_forks_leaves_the_rest_to_the_next_step(engine, truth, monkeypatch):
+    from infercore.radix import Sequence
+
+    handles = engine.submit(engine.request(prompts()[0], max_new_tokens=30), copies=4)
+    fork, calls = Sequence.fork, []
+
+    def interrupted(self):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return fork(self)
+
+    monkeypatch.setattr(Sequence, "fork", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_the_end(engine)
+    run_to_the_end(engine)
+    assert [h.completion.token_ids for h in handles] == [truth] * 4
+    assert_nothing_lost(engine)
+
+
 def test_logprobs_are_those_of_the_model_at_every_position(engine, model, truth):
     _, logits = hf_greedy(model, prompts()[0], 30)
     expected = logits.log_softmax(-1)

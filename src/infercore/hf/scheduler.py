@@ -34,6 +34,7 @@ class Scheduler:
 
     def admit(self) -> None:
         """Move waiting requests to the running ones while they fit."""
+        self._mend_after_interrupt()
         while self.waiting and len(self.running) < self.max_running:
             state = self.waiting[0]
             if self._prefix_in_progress(state):
@@ -91,6 +92,21 @@ class Scheduler:
             heir, *rest = state.followers
             heir.followers, state.followers = rest, []
             self.waiting.appendleft(heir)
+
+    def _mend_after_interrupt(self) -> None:
+        """An interrupt between a first token and its forks leaves copies behind, or a row that nobody looked at."""
+        for state in list(self.running):
+            if state.followers and state.num_output:
+                for follower in state.followers:
+                    if follower.sequence is None:
+                        self.waiting.appendleft(follower)
+                    elif follower not in self.running:
+                        self.running.append(follower)
+                state.followers = []
+        for state in self.running:
+            if state.finish_reason is None and state.num_to_compute == 0:
+                assert state.sequence is not None
+                state.sequence.rollback(1)
 
     def _prefix_in_progress(self, state: RequestState) -> bool:
         """A running request is about to compute at least a page of this one's prompt that the cache lacks."""

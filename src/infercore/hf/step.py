@@ -149,11 +149,14 @@ class Stepper:
         for turn, outcome in zip(turns, outcomes, strict=True):
             state = turn.state
             before, kept = state.num_output, 0
+            rows = rows_of.get(state.request_id)
+            if rows is None and state.sequence is None:
+                continue  # a copy whose leader failed a moment ago: the scheduler lets it go on alone
             if isinstance(outcome, Exception):
                 state.fail(outcome)
             elif outcome is not None:
                 kept = self._append(state, turn.tree, outcome)
-            if (rows := rows_of.get(state.request_id)) is not None:
+            if rows is not None:
                 _commit(state, rows, outcome, kept)
             if state.error is not None:
                 continue
@@ -190,11 +193,12 @@ class Stepper:
 
     def _fork_followers(self, state: RequestState) -> None:
         assert state.sequence is not None
-        for follower in state.followers:
+        while state.followers:
+            follower = state.followers[0]
             follower.sequence = state.sequence.fork()
             follower.stats.num_reused_tokens = follower.num_prompt
             self.scheduler.running.append(follower)
-        state.followers = []
+            del state.followers[0]
 
     def _count(self, work: Seq[tuple[Share, Rows]], num_rows: int, times_s: tuple[float, float, float, float]) -> None:
         self.stats.num_forwards += 1
