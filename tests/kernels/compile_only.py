@@ -78,7 +78,16 @@ def token_bitmask(capability: int):
     return (compile_kernel(_module("token_bitmask")._apply_token_bitmask_kernel, capability, types, {"BLOCK": 4096}),)
 
 
+def verify_tree(capability: int):
+    types = {
+        "token_ids_ptr": "*i64", "parents_ptr": "*i32", "target_token_ids_ptr": "*i64", "tree_starts_ptr": "*i32",
+        "num_accepted_ptr": "*i32", "paths_ptr": "*i32", "next_token_ids_ptr": "*i64",
+    }  # fmt: skip
+    return (compile_kernel(_module("verify_tree")._verify_tree_kernel, capability, types, {"BLOCK": 128}),)
+
+
 KERNELS = {
+    "verify_tree": verify_tree,
     "write_kv": write_kv,
     "move_kv": move_kv,
     "token_bitmask": token_bitmask,

@@ -11,16 +11,18 @@ They take plain tensors and know nothing of caches, engines or models.
 
 Every op is a folder: `__init__.py` holds the contract and its checks, `reference.py` the specification in plain torch,
 `triton.py` the GPU kernel (imported only when it is used), `cpu.py` a faster CPU path where it matters. In reading
-order: `write_kv`, `move_kv`, `token_bitmask`, `tree_attention`; `impl.py` says what `impl="auto"` picks.
+order: `write_kv`, `move_kv`, `token_bitmask`, `verify_tree`, `tree_attention`; `impl.py` says what `impl="auto"` picks.
 """
 
 from infercore.kernels.impl import Impl
 from infercore.kernels.move_kv import move_kv
 from infercore.kernels.token_bitmask import apply_token_bitmask, apply_token_bitmask_
 from infercore.kernels.tree_attention import PreparedRows, prepare, tree_attention
+from infercore.kernels.verify_tree import AcceptedPaths, verify_tree
 from infercore.kernels.write_kv import write_kv
 
 __all__ = [
+    "AcceptedPaths",
     "Impl",
     "PreparedRows",
     "apply_token_bitmask",
@@ -28,5 +30,6 @@ __all__ = [
     "move_kv",
     "prepare",
     "tree_attention",
+    "verify_tree",
     "write_kv",
 ]
