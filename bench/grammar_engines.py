@@ -1,4 +1,4 @@
-"""Grammar engines behind one small interface, for `bench/constrained.py`: compile, then restart, fill, allows, accept."""
+"""Grammar engines behind one interface, for `bench/constrained.py`: compile, restart, fill, allows, accept."""
 
 import base64
 import importlib.metadata
@@ -78,8 +78,8 @@ class LLGuidance:
         class Wrapper:
             eos_token_id = eos
             bos_token_id = None
-            tokens = [t if t is not None else b"\xff[%d]" % i for i, t in enumerate(token_bytes)]
-            special_token_ids = [i for i, t in enumerate(token_bytes) if t is None]
+            tokens = [t if t is not None else b"\xff[%d]" % i for i, t in enumerate(token_bytes)]  # noqa: RUF012
+            special_token_ids = [i for i, t in enumerate(token_bytes) if t is None]  # noqa: RUF012
 
             def __call__(self, text: Any) -> list[int]:
                 return encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))

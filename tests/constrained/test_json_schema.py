@@ -7,11 +7,11 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.constrained.schemas import instances, schemas
+from tests.constrained.vocab import VOCABULARY, accepts, accepts_value
 
 from infercore.constrained import json_schema
 from infercore.errors import EmptyGrammar, GrammarError, GrammarLimitError, UnsupportedSchema
-from tests.constrained.schemas import instances, schemas
-from tests.constrained.vocab import VOCABULARY, accepts, accepts_value
 
 
 def is_valid(schema, value) -> bool:

@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from infercore.constrained import choices, json_schema, regex
-from infercore.errors import EmptyGrammar, UnsupportedSchema
 from tests.constrained.schemas import schemas
 from tests.constrained.test_regex import patterns
 from tests.constrained.vocab import EOS, VOCABULARY, allowed, allowed_one_by_one, walk
+
+from infercore.constrained import choices, json_schema, regex
+from infercore.errors import EmptyGrammar, UnsupportedSchema
 
 
 def check(spec, draw):

@@ -5,10 +5,10 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.constrained.vocab import VOCABULARY, accepts
 
 from infercore.constrained import regex
 from infercore.errors import EmptyGrammar, GrammarError, RegexSyntaxError
-from tests.constrained.vocab import VOCABULARY, accepts
 
 atoms = st.sampled_from(
     ["a", "b", "c", ".", "[ab]", "[^a]", r"\d", r"\w", "é", "[à-ü]", r"\.", "[a-c0-9]", "\n", "^", "$", r"\s", "日"]

@@ -3,16 +3,17 @@
 When to use it: the output of a model must parse. A grammar never looks at the model; it gives a bitmask for each state,
 and its states are plain ints, so a search, a batch or a draft tree may hold as many as it likes.
 
-    from infercore.constrained import Vocabulary, allocate_bitmask, regex
+    from infercore.constrained import Vocabulary, allocate_bitmask, json_schema
 
     vocabulary = Vocabulary.from_tokenizer(tokenizer, vocab_size=model.config.vocab_size)
-    grammar = regex(r"[0-9]{4}-[0-9]{2}").bind(vocabulary)
+    grammar = json_schema({"type": "array", "items": {"type": "integer"}}).bind(vocabulary)
     bitmask = allocate_bitmask(1, vocabulary.vocab_size)
     grammar.fill_bitmask([grammar.start], bitmask)          # 1 = allowed
     state = grammar.advance(grammar.start, token_id)        # -1 = refused
 
-Reading order: `api.py` (what may be said), `grammar.py` (the contract), `vocabulary.py`, `machine.py` and `_compiled.py`
-(the lazy pushdown), `regex_syntax.py`, `regex.py`, `utf8.py`, `matcher.py`, `bitmask.py`.
+Reading order: `api.py` (what may be said), `grammar.py` (the contract), `matcher.py`, `vocabulary.py`, `machine.py` and
+`_compiled.py` (the lazy pushdown), `regex_syntax.py`, `regex.py`, `utf8.py`, `schema/` (JSON Schema to states),
+`lower.py`, `limits.py`, `bitmask.py`.
 """
 
 from infercore.constrained.api import choices, json_schema, regex

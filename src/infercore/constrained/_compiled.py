@@ -706,7 +706,7 @@ def ensure_row(m, config):
 def step_bytes(m, config, data, begin, stop_mask):
     """Config after data[begin:]; stops early after a byte that leads to a config with a bit of `stop_mask`.
 
-    header[POSITION] is where it stopped. 0: refused. NEED: header[POSITION] bytes are done, header[NEED_CONFIG] is the config.
+    header[POSITION] is where it stopped. 0: refused. NEED: go on from there with the config in header[NEED_CONFIG].
     """
     for i in range(begin, data.shape[0]):
         if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
@@ -825,7 +825,7 @@ def forced_byte(m, config):
 @no_type_check
 @compiled
 def build_trie(data, ends, order):
-    """Preorder trie of byte strings sorted by `order`: (byte, depth, skip, tokens_at, token_ids); empty strings left out.
+    """Preorder trie of byte strings sorted by `order`: (byte, depth, skip, tokens_at, token_ids); no empty ones.
 
     data: all bytes one after the other. ends: end of each string in `data`.
     """
@@ -923,3 +923,88 @@ def plain_nodes(node_byte, node_depth):
         if after == 0:
             plain[i] = 1
     return plain
+
+
+@no_type_check
+@compiled
+def classify_tokens(data, ends):
+    """What each token does inside a JSON string of any text, from the start of a character on: (length, close).
+
+    length: code points it adds, one it only begins included; -1: it cannot stand there. close: where in the token the
+    closing quote is, -1: nowhere.
+    """
+    length = np.full(ends.shape[0], -1, np.int32)
+    close = np.full(ends.shape[0], -1, np.int32)
+    for token in range(ends.shape[0]):
+        begin = ends[token - 1] if token > 0 else 0
+        count = 0
+        due = 0  # continuation bytes
+        low = 0x80
+        high = 0xBF
+        stage = PLAIN
+        value = 0
+        surrogate = False
+        good = ends[token] > begin
+        for i in range(begin, ends[token]):
+            byte = np.int64(data[i])
+            if due > 0:
+                good = low <= byte <= high
+                due -= 1
+                low = 0x80
+                high = 0xBF
+            elif stage == ESCAPE:
+                stage = PLAIN
+                if byte == 0x75 or (surrogate and byte != 0x75):
+                    good = byte == 0x75
+                    stage = HEX0
+                    value = 0
+                else:
+                    good = byte == 0x22 or byte == 0x5C or byte == 0x2F or byte == 0x62 or byte == 0x66
+                    good = good or byte == 0x6E or byte == 0x72 or byte == 0x74
+            elif stage >= HEX0:
+                digit = _hex_digit(byte)
+                good = digit >= 0
+                value = value * 16 + digit
+                rest = 4 * (HEX3 - stage)
+                least = value << rest
+                most = least + (1 << rest) - 1
+                if surrogate:
+                    good = good and most >= 0xDC00 and least <= 0xDFFF
+                else:
+                    good = good and not (least >= 0xDC00 and most <= 0xDFFF)
+                if stage < HEX3:
+                    stage += 1
+                else:
+                    stage = PLAIN
+                    surrogate = not surrogate and 0xD800 <= value <= 0xDBFF
+            elif surrogate:
+                good = byte == 0x5C
+                stage = ESCAPE
+            elif byte == 0x22:
+                close[token] = i - begin
+                break
+            elif byte == 0x5C:
+                stage = ESCAPE
+                count += 1
+            elif byte < 0x20:
+                good = False
+            else:
+                count += 1
+                if byte >= 0x80:
+                    if 0xC2 <= byte <= 0xDF:
+                        due = 1
+                    elif 0xE0 <= byte <= 0xEF:
+                        due = 2
+                        low = 0xA0 if byte == 0xE0 else 0x80
+                        high = 0x9F if byte == 0xED else 0xBF
+                    elif 0xF0 <= byte <= 0xF4:
+                        due = 3
+                        low = 0x90 if byte == 0xF0 else 0x80
+                        high = 0x8F if byte == 0xF4 else 0xBF
+                    else:
+                        good = False
+            if not good:
+                break
+        if good:
+            length[token] = count
+    return length, close

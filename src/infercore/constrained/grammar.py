@@ -34,10 +34,10 @@ class GrammarSpec:
     source: str
 
     def bind(self, vocabulary: Vocabulary, *, limits: Limits | None = None) -> "Grammar":
-        """The grammar over a vocabulary's tokens. Nothing is computed ahead but the first state.
+        """The grammar over a vocabulary's tokens. Only the first state is computed ahead.
 
-        Raises: EmptyGrammar where no text satisfies it; UnsupportedSchema where it cannot be enforced; GrammarLimitError
-            where it passes a limit.
+        Raises: EmptyGrammar where no text satisfies it; UnsupportedSchema where it cannot be enforced;
+            GrammarLimitError where it passes a limit.
         """
         from infercore.constrained.lower import lower
 
@@ -207,10 +207,10 @@ class Grammar:
         vocabulary, machine = self.vocabulary, self.machine
         status = machine.tables.status[config]
         if status & c.FREE:
-            mask = vocabulary.plain_mask.copy()
+            mask = vocabulary.body_mask.copy()
             free = machine.free_config(config)
             self._path[0] = free
-            machine.walk(vocabulary.suffix_trie, self._path, mask)
+            machine.walk(vocabulary.close_trie, self._path, mask)
             if free != config:
                 self._path[0] = config
                 machine.walk_departures(vocabulary.rest_trie, vocabulary.rest_plain, self._path, free, mask)
@@ -225,14 +225,14 @@ class Grammar:
         return mask
 
     def _bounded_mask(self, config: int) -> npt.NDArray[np.uint32]:
-        """Mask inside a JSON string of any text whose length bounds are near: by the length of plain text in a token."""
+        """Mask inside a JSON string of any text whose length bounds are near: by how much text a token adds."""
         vocabulary, machine = self.vocabulary, self.machine
-        longest = len(vocabulary.plain_masks) - 1
+        longest = len(vocabulary.body_masks) - 1
         room = longest
         while room > 0 and not machine.after_plain(config, room):
             room -= 1
-        mask = vocabulary.plain_masks[room].copy()
-        for length, trie in vocabulary.suffix_tries.items():
+        mask = vocabulary.body_masks[room].copy()
+        for length, trie in vocabulary.close_tries.items():
             after = machine.after_plain(config, length)
             if after:
                 self._path[0] = after

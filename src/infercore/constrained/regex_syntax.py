@@ -3,6 +3,7 @@
 import re
 import sys
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -400,11 +401,16 @@ def _named_class(letter: str, *, ascii_only: bool, ecma: bool) -> Ranges:
             "w": ((48, 57), (65, 90), (95, 95), (97, 122)),
             "s": ((9, 13), (32, 32)),
         }[letter]
-    test = {"d": str.isdecimal, "s": str.isspace, "w": lambda ch: ch.isalnum() or ch == "_"}[letter]
+    tests: dict[str, Callable[[str], bool]] = {"d": str.isdecimal, "s": str.isspace, "w": _is_word}
+    test = tests[letter]
     return _points_where(lambda point: test(chr(point)))
 
 
-def _points_where(test) -> Ranges:  # type: ignore[no-untyped-def]
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _points_where(test: Callable[[int], bool]) -> Ranges:
     result = []
     start = -1
     for point in range(LAST + 2):
@@ -436,14 +442,15 @@ def _property(name: str) -> Ranges:
     return ()
 
 
-_CATEGORIES = {"L", "M", "N", "P", "S", "Z", "C", "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc",
-               "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp", "Cc", "Cf", "Co", "Cn"}  # fmt: skip
+_CATEGORIES = frozenset(
+    "L M N P S Z C Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cn".split()  # noqa: SIM905
+)
 _CATEGORY_NAMES = {
     "letter": "L", "uppercaseletter": "Lu", "lowercaseletter": "Ll", "mark": "M", "number": "N", "decimalnumber": "Nd",
     "digit": "Nd", "punctuation": "P", "symbol": "S", "separator": "Z", "spaceseparator": "Zs", "other": "C",
     "control": "Cc",
 }  # fmt: skip
-_SCRIPTS = {
+_SCRIPTS: dict[str, str | tuple[str, ...]] = {
     "LATIN": ("LATIN", "FULLWIDTH LATIN"), "GREEK": "GREEK", "CYRILLIC": "CYRILLIC", "HEBREW": "HEBREW",
     "ARABIC": "ARABIC", "HAN": "CJK", "HIRAGANA": "HIRAGANA", "KATAKANA": "KATAKANA", "HANGUL": "HANGUL", "THAI": "THAI",
     "DEVANAGARI": "DEVANAGARI",

@@ -93,24 +93,26 @@ class Vocabulary:
 
     @cached_property
     def rest_trie(self) -> Trie:
-        """Trie of the tokens that are not plain JSON text."""
-        return self._trie_of(np.flatnonzero(self.plain_length < 0).tolist())
+        """Trie of the tokens that are not plain JSON text: whole characters that need no escape."""
+        return self._trie_of([i for i, token in enumerate(self.token_bytes) if token and not _is_plain(token)])
 
     @cached_property
-    def plain_length(self) -> npt.NDArray[np.int32]:
-        """Code points per token that is whole UTF-8 without quote, backslash or control characters; -1 for the others."""
-        lengths = np.full(len(self.token_bytes), -1, np.int32)
-        for i, token in enumerate(self.token_bytes):
-            if token:
-                prefix, length = plain_prefix(token)
-                if prefix == len(token):
-                    lengths[i] = length
-        return lengths
+    def _in_string(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        return c.classify_tokens(self._data, self._ends)  # type: ignore[no-any-return]
 
     @cached_property
-    def plain_mask(self) -> npt.NDArray[np.uint32]:
-        """Words of the mask that allows the plain tokens."""
-        return self._mask_of(self.plain_length >= 0)
+    def body_length(self) -> npt.NDArray[np.int32]:
+        """Code points that each token adds to a JSON string whose text it continues; -1 for those that cannot.
+
+        A character or an escape that the token only begins counts.
+        """
+        length, close = self._in_string
+        return np.where(close < 0, length, -1).astype(np.int32)
+
+    @cached_property
+    def body_mask(self) -> npt.NDArray[np.uint32]:
+        """Words of the mask that allows the tokens that continue a JSON string of any text."""
+        return self._mask_of(self.body_length >= 0)
 
     @cached_property
     def rest_plain(self) -> npt.NDArray[np.uint8]:
@@ -124,29 +126,27 @@ class Vocabulary:
         return self.max_token_size
 
     @cached_property
-    def suffix_trie(self) -> Trie:
-        """Trie of what follows the plain prefix of each token that is not plain; a node may hold many tokens."""
-        return self._suffixes([pair for group in self._suffix_groups.values() for pair in group])
+    def close_trie(self) -> Trie:
+        """Trie of the closing quote and what follows it, for tokens that end a JSON string; a node may hold many."""
+        return self._suffixes([pair for group in self._closing.values() for pair in group])
 
     @cached_property
-    def suffix_tries(self) -> dict[int, Trie]:
-        """The same, apart by the length of the plain prefix in code points."""
-        return {length: self._suffixes(group) for length, group in self._suffix_groups.items()}
+    def close_tries(self) -> dict[int, Trie]:
+        """The same, apart by the code points before the quote."""
+        return {length: self._suffixes(group) for length, group in self._closing.items()}
 
     @cached_property
-    def plain_masks(self) -> list[npt.NDArray[np.uint32]]:
-        """Entry n: words of the mask that allows the plain tokens of at most n code points."""
-        longest = int(self.plain_length.max(initial=0))
-        return [self._mask_of((self.plain_length >= 0) & (self.plain_length <= n)) for n in range(longest + 1)]
+    def body_masks(self) -> list[npt.NDArray[np.uint32]]:
+        """Entry n: words of the mask that allows the tokens that add at most n code points to a JSON string."""
+        longest = int(self.body_length.max(initial=0))
+        return [self._mask_of((self.body_length >= 0) & (self.body_length <= n)) for n in range(longest + 1)]
 
     @cached_property
-    def _suffix_groups(self) -> dict[int, list[tuple[bytes, int]]]:
+    def _closing(self) -> dict[int, list[tuple[bytes, int]]]:
+        length, close = self._in_string
         groups: dict[int, list[tuple[bytes, int]]] = {}
-        for i in np.flatnonzero(self.plain_length < 0).tolist():
-            token = self.token_bytes[i]
-            if token:
-                size, length = plain_prefix(token)
-                groups.setdefault(length, []).append((token[size:], i))
+        for i in np.flatnonzero(close >= 0).tolist():
+            groups.setdefault(int(length[i]), []).append(((self.token_bytes[i] or b"")[close[i] :], i))
         return dict(sorted(groups.items()))
 
     def _suffixes(self, suffixes: list[tuple[bytes, int]]) -> Trie:
@@ -191,22 +191,12 @@ class Vocabulary:
         return tuple(c.build_trie(self._data, self._ends, np.array(order, np.int32)))
 
 
-def plain_prefix(token: bytes) -> tuple[int, int]:
-    """Bytes and code points of the longest start of `token` that is whole UTF-8 and needs no escape in JSON."""
-    at = length = 0
-    while at < len(token):
-        lead = token[at]
-        size = 1 if lead < 0x80 else 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
-        if lead < 0x20 or lead in (0x22, 0x5C):
-            break
-        if size > 1:
-            try:
-                token[at : at + size].decode()
-            except UnicodeDecodeError:
-                break
-        at += size
-        length += 1
-    return at, length
+def _is_plain(token: bytes) -> bool:
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        return False
+    return '"' not in text and "\\" not in text and min(text) >= " "
 
 
 def _is_byte_level(tokenizer: Any, names: dict[str, int]) -> bool:

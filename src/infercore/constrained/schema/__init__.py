@@ -1,5 +1,7 @@
-"""JSON Schema to states. Reading order: `document.py` (places and references), `atoms.py` (what a schema says about each
-type, negations pushed down), `context.py` (values), `strings.py` with `texts.py` and `formats.py`, `numbers.py`,
+"""JSON Schema to states.
+
+Reading order: `document.py` (places and references), `check.py` (what is refused ahead), `atoms.py` (what a schema says
+about each type, negations pushed down), `context.py` (values), `strings.py` with `texts.py` and `formats.py`, `numbers.py`,
 `arrays.py`, `objects.py`.
 """
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from infercore.constrained.schema.atoms import Alternative
-from infercore.constrained.schema.spelling import canonical, last_item
 from infercore.constrained.schema.context import Context
 from infercore.constrained.schema.document import TRUE, Literal
+from infercore.constrained.schema.spelling import canonical, last_item
 from infercore.errors import UnsupportedSchema
 
 
@@ -159,7 +159,7 @@ class ArrayStates:
         if self.high is None:
             return True
         missing = max((low - count for count, (_, _, low, _) in zip(counts, self.counted, strict=True)), default=0)
-        return position + missing <= self.high
+        return bool(position + missing <= self.high)
 
 
 def array_lowering(context: Context) -> Callable[[Alternative], int]:

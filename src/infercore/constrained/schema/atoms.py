@@ -30,10 +30,12 @@ TYPES = ("null", "boolean", "number", "string", "array", "object")
 YES: Form = (frozenset(),)
 NO: Form = ()
 
-_ANNOTATIONS = frozenset(
-    "$schema $id id $anchor $dynamicAnchor $recursiveAnchor $comment $defs definitions $vocabulary title description default examples "
-    "example readOnly writeOnly deprecated contentEncoding contentMediaType contentSchema".split()
+ANNOTATIONS = frozenset(
+    {"$schema", "$id", "id", "$anchor", "$dynamicAnchor", "$recursiveAnchor", "$comment", "$defs", "definitions"}
+    | {"$vocabulary", "title", "description", "default", "examples", "example", "readOnly", "writeOnly", "deprecated"}
+    | {"contentEncoding", "contentMediaType", "contentSchema"}
 )
+"""Keywords that say nothing about which values are valid."""
 
 
 class Forms:
@@ -175,7 +177,7 @@ class Forms:
         """One form for each keyword that matters to `type_`, negated where `holds` is False."""
         schema = place.schema
         for keyword, value in schema.items():
-            if keyword in self.document.ignore or keyword in _ANNOTATIONS or keyword == without:
+            if keyword in self.document.ignore or keyword in ANNOTATIONS or keyword == without:
                 continue
             form = self._keyword(keyword, value, place, type_, holds, notes)
             if form is not None:
@@ -452,7 +454,7 @@ def type_of(value: Json) -> str:
         return "boolean"
     if isinstance(value, int | float | Decimal):
         return "number"
-    return {str: "string", list: "array", dict: "object"}[type(value)]
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
 
 
 def exact(value: Json) -> Fraction:

@@ -2,18 +2,19 @@
 
 from typing import Any
 
-from infercore.constrained.schema.atoms import _ANNOTATIONS
+from infercore.constrained.schema.atoms import ANNOTATIONS
 from infercore.constrained.schema.document import Document, Literal, Place
 from infercore.constrained.schema.texts import pattern_node
 from infercore.errors import RegexSyntaxError, UnsupportedSchema
 
-_TYPES = frozenset("null boolean integer number string array object any".split())
-_COUNTS = frozenset("minLength maxLength minItems maxItems minProperties maxProperties minContains maxContains".split())
-_NUMBERS = frozenset("minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split())
-_ONE = frozenset("not if then else additionalProperties propertyNames contains additionalItems unevaluatedItems "
-                 "unevaluatedProperties".split())  # fmt: skip
-_LISTS = frozenset("allOf anyOf oneOf prefixItems".split())
-_DICTS = frozenset("properties patternProperties dependentSchemas".split())
+_TYPES = frozenset(["null", "boolean", "integer", "number", "string", "array", "object", "any"])
+_COUNTS = frozenset(
+    ["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"]
+)
+_NUMBERS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
+_ONE = frozenset(["not", "if", "then", "else", "additionalProperties", "propertyNames", "contains", "additionalItems", "unevaluatedItems", "unevaluatedProperties"])  # fmt: skip
+_LISTS = frozenset(["allOf", "anyOf", "oneOf", "prefixItems"])
+_DICTS = frozenset(["properties", "patternProperties", "dependentSchemas"])
 
 
 def check(document: Document) -> None:
@@ -39,7 +40,7 @@ def _check_place(document: Document, place: Place) -> list[Literal]:
     if "$ref" in place.schema and place.draft <= 7:
         return [document.resolve(place.schema["$ref"], place)]
     for keyword, value in place.schema.items():
-        if keyword in document.ignore or keyword in _ANNOTATIONS:
+        if keyword in document.ignore or keyword in ANNOTATIONS:
             continue
         pointer = f"{place.pointer}/{keyword}"
         if keyword in ("$ref", "$dynamicRef", "$recursiveRef"):

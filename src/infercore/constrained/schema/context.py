@@ -250,11 +250,8 @@ def _range(alternative: Alternative) -> NumberRange:
         elif atom[0] == "max" and (high is None or (-atom[1], atom[2]) > (-high[0], high[1])):
             high = (atom[1], atom[2])
     multiples = tuple(sorted((atom[1], atom[2]) for atom in alternative if atom[0] == "multiple"))
-    return NumberRange(
-        *(low or (None, False)),
-        *(high or (None, False)),
-        multiples,
-    )
+    least, most = low or (None, False), high or (None, False)
+    return NumberRange(least[0], least[1], most[0], most[1], multiples)
 
 
 def _missing(alternative: Alternative) -> int:

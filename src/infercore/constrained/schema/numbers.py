@@ -141,7 +141,7 @@ class _Magnitude:
                 self.scale += 1
         self.moduli = [(int(divisor * 10**self.scale), holds) for divisor, holds in numbers.multiples]
         self.must_divide = any(holds for _, holds in numbers.multiples)
-        bound = max(abs(self.low), abs(self.high or 0))
+        bound = max(abs(self.low), abs(self.high or Fraction(0)))
         self.max_digits = len(str(floor(bound))) + 1
 
     def expand_first(self, state: int) -> None:

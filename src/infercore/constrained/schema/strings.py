@@ -14,6 +14,9 @@ class StringStates:
         self.machine, self.texts = machine, texts
         self.ret = machine.ret()
         self._formats: dict[str, int] = {}
+        self._specs: dict[tuple[int, int | None], int] = {}
+        self._bodies: dict[tuple[int, int, int | None], int] = {}
+        self._values: dict[Alternative, list[str] | None] = {}
 
     def state(self, alternative: Alternative) -> int:
         """State that reads a JSON string which the atoms allow, and returns."""
@@ -50,7 +53,9 @@ class StringStates:
         values = self.values(alternative)
         if values is not None:
             return not values
-        sides = {(atom[0], atom[1]): set() for atom in alternative if atom[0] in ("pattern", "format")}
+        sides: dict[tuple[str, str], set[bool]] = {
+            (atom[0], atom[1]): set() for atom in alternative if atom[0] in ("pattern", "format")
+        }
         for atom in alternative:
             if atom[0] in ("pattern", "format"):
                 sides[(atom[0], atom[1])].add(atom[2])
@@ -61,6 +66,12 @@ class StringStates:
         listed = [atom[1] for atom in alternative if atom[0] == "in" and atom[2]]
         if not listed:
             return None
+        known = self._values.get(alternative)
+        if known is None:
+            known = self._values[alternative] = self._listed(alternative, listed)
+        return known
+
+    def _listed(self, alternative: Alternative, listed: list[frozenset[str]]) -> list[str]:
         low, high = lengths(alternative)
         parts = self._parts(alternative, with_values=False)
         excluded = set().union(*(atom[1] for atom in alternative if atom[0] == "in" and not atom[2]))
@@ -92,8 +103,13 @@ class StringStates:
     def _quoted(self, text: int, low: int, high: int | None) -> int:
         if text == 0:
             return self.machine.node()
-        spec = self.machine.string_spec(close=self.ret, min_length=low, max_length=high)
-        return self.machine.literal(b'"', self.machine.string_body(spec, text))
+        key = (text, low, high)
+        if key not in self._bodies:
+            if (low, high) not in self._specs:
+                self._specs[(low, high)] = self.machine.string_spec(close=self.ret, min_length=low, max_length=high)
+            body = self.machine.string_body(self._specs[(low, high)], text)
+            self._bodies[key] = self.machine.literal(b'"', body)
+        return self._bodies[key]
 
 
 def lengths(alternative: Alternative) -> tuple[int, int | None]:
