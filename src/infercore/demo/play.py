@@ -2,9 +2,13 @@
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import torch
@@ -14,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import infercore
 from infercore import _jit
 from infercore.demo import peers
-from infercore.demo.fetch import Progress, ensure_smollm2
+from infercore.demo.fetch import Progress, ensure_smollm2, smollm2_path
 from infercore.demo.recorder import Draft
 from infercore.demo.scenes import SCENES, extraction
 from infercore.demo.stage import Counts, Outputs, Scene, Stage
@@ -63,7 +67,7 @@ def play(
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, expected at least 1")
-    source = str(ensure_smollm2(progress)) if model_name is None else model_name
+    source = str(_set_up(progress)) if model_name is None else model_name
     start = time.perf_counter()
     stage = _stage(source, progress)
     scenes: list[Scene] = []
@@ -88,6 +92,17 @@ def play(
         draft=stage.kept["draft"],
         decode=decode,
     )
+
+
+def _set_up(progress: Progress) -> Path:
+    """SmolLM2's folder. The first time, while it is fetched and converted, the CPU loops compile in another process."""
+    if (ready := smollm2_path()) is not None:
+        return ready
+    with subprocess.Popen([sys.executable, "-m", "infercore", "warmup"], stdout=DEVNULL, stderr=DEVNULL) as compiling:
+        folder = ensure_smollm2(progress)
+        progress("compiling the CPU loops (once)", None)
+        compiling.wait()  # whether it went well shows when the loops are called
+    return folder
 
 
 def _stage(source: str, progress: Progress) -> Stage:
