@@ -46,7 +46,7 @@ class HttpBackend:
         try:
             import httpx
         except ImportError as error:
-            raise ImportError("HttpBackend needs httpx: pip install httpx") from error
+            raise ImportError("HttpBackend needs httpx: pip install 'infercore[http]'") from error
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._client = httpx.Client(
             base_url=base_url.rstrip("/"), headers=headers, timeout=timeout_s, transport=transport
