@@ -417,6 +417,7 @@ def trace_rows(kinds: list[Any]) -> list[Row]:
         for kind in kinds:
             if kind is Ours:
                 rate, per_second = replay_ours(requests, 4_000_000, None)
+                speed.add("infercore, through sequences", replay_ours(requests, 4_000_000, None, as_sequences=True)[1])
             elif kind.name == "vLLM BlockPool" and speed.cells.get(kind.name):
                 continue
             else:

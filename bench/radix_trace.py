@@ -43,20 +43,30 @@ def expand(hash_ids: Sequence[int], length: int) -> Tokens:
 
 
 def replay_ours(
-    requests: Sequence[tuple[list[int], int]], num_tokens: int, policy: Policy | None
+    requests: Sequence[tuple[list[int], int]], num_tokens: int, policy: Policy | None, *, as_sequences: bool = False
 ) -> tuple[float, float]:
-    """Hit rate, and requests per second: each is opened, given pages, committed and closed."""
+    """Hit rate, and requests per second: each is matched, given pages, inserted, and gives its pages back.
+
+    as_sequences: through `open`, `append`, `commit` and `close`, which also keep the tokens and tell every slot.
+    """
     cache = PrefixCache(num_tokens // PAGE_SIZE + 1, PAGE_SIZE, policy=policy)
     hits = total = 0
     seconds = 0.0
     for hash_ids, length in requests:
         tokens = expand(hash_ids, length)
         start = time.perf_counter()
-        sequence = cache.open(tokens)
-        found = sequence.num_tokens
-        sequence.append(length - found)
-        sequence.commit(tokens[found:])
-        sequence.close()
+        if as_sequences:
+            sequence = cache.open(tokens)
+            found = sequence.num_tokens
+            sequence.append(length - found)
+            sequence.commit(tokens[found:])
+            sequence.close()
+        else:
+            match = cache.match(tokens)  # the most recent there is, so allocating cannot evict it
+            found = match.num_tokens
+            pages = cache.allocate((length - found) // PAGE_SIZE)
+            cache.insert(tokens, np.concatenate([match.page_ids, pages]))
+            cache.release(pages)
         seconds += time.perf_counter() - start
         hits += found
         total += length
@@ -72,10 +82,10 @@ def replay_peer(
     seconds = 0.0
     for hash_ids, length in requests:
         tokens = expand(hash_ids, length)
-        key = cache.native(tokens)
         whole = length // PAGE_SIZE * PAGE_SIZE
         slots = slots_like(length)
         start = time.perf_counter()
+        key = cache.native(tokens)
         if hasattr(cache, "serve"):
             found = cache.serve(key)
         else:

@@ -40,14 +40,10 @@ def work(cache: PrefixCache, store: ArrayStore, seed: int, failures: list[BaseEx
                 pass
             match = cache.match(tokens)
             if rng.random() < 0.2:
-                try:
-                    with cache.lock(match):
-                        assert (
-                            rows.reshape(-1, PAGE_SIZE)[match.page_ids].ravel().tolist()
-                            == (prefix_hashes(tokens)[: match.num_tokens])
-                        )
-                except ValueError as error:
-                    assert "evicted" in str(error)
+                stored = None
+                with contextlib.suppress(ValueError), cache.lock(match):  # ValueError: evicted in between
+                    stored = rows.reshape(-1, PAGE_SIZE)[match.page_ids].ravel().tolist()
+                assert stored is None or stored == prefix_hashes(tokens)[: match.num_tokens]
             sequence.close(insert=bool(rng.random() < 0.8))
             if rng.random() < 0.05:
                 cache.evict(3)

@@ -259,6 +259,7 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, g
                     _push(header, fields, heap_ids, heap_keys, page)
             return -1
         _remember_all(header, ghost, out[count:], num_evicted)
+        header[CURSOR] = out[count + num_evicted - 1]  # the lowest page of a run that has just become free
     _take(header, fields, free_in_block, count, after, out)
     return num_evicted
 
@@ -280,12 +281,10 @@ def evict_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghos
 def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents):
     """As `evict_pages`, without a trace in the history; `parents[i]` is where `out[i]` hung."""
     done = 0
-    follow = -1  # a parent no fresher than the page that just left it: next without a search
     while done < count:
         place = 0
         if root >= 0:
-            place = -2 - fields[FIRST, follow] if follow >= 0 else _worst_of(header, fields, heap_ids, heap_keys, root)
-            follow = -1
+            place = _worst_of(header, fields, heap_ids, heap_keys, root)
         if place < 0 or place >= header[HEAP_SIZE]:
             break
         page = heap_ids[place]
@@ -297,17 +296,38 @@ def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, ro
             heap_keys[place] = key
             _sift_down(header, fields, heap_ids, heap_keys, place)
             continue
-        parent = fields[PARENT, page]
         _remove(header, fields, heap_ids, heap_keys, place)
-        _unlink(header, fields, tokens, page)
-        fields[REFS, page] = 0
-        _free(header, free_in_block, page)
-        out[done] = page
-        parents[done] = parent
-        done += 1
-        _push_if_leaf(header, fields, heap_ids, heap_keys, parent)
-        if fields[FIRST, parent] < -1 and _key(header, fields, parent) <= key:
-            follow = parent
+        # Up the branch, as long as the page above becomes the worst leaf in its turn.
+        limit = key
+        if root < 0:
+            limit = heap_keys[0] if header[HEAP_SIZE] > 0 else np.int64(2**62)
+        branch_root = fields[ROOT, page]
+        num_inner = 0
+        while True:
+            parent = fields[PARENT, page]
+            if fields[CHILDREN, parent] == 1 and fields[FIRST, parent] == page and fields[PARENT, parent] >= 0:
+                num_inner += 1  # as `_unlink`, the counters all at once below
+                fields[FIRST, parent] = -1
+                fields[CHILDREN, parent] = 0
+                fields[PARENT, page] = ABSENT
+                _hand_up(header, fields, page, parent)
+            else:
+                _unlink(header, fields, tokens, page)
+            fields[REFS, page] = 0
+            free_in_block[page >> BLOCK_BITS] += 1
+            out[done] = page
+            parents[done] = parent
+            done += 1
+            if fields[PARENT, parent] < 0 or fields[CHILDREN, parent] != 0 or fields[REFS, parent] != 1:
+                break
+            if done == count or _key(header, fields, parent) > limit:
+                _push(header, fields, heap_ids, heap_keys, parent)
+                break
+            page = parent
+        fields[REFS, branch_root] -= num_inner
+        header[NUM_CACHED] -= num_inner
+        header[NUM_REMOVED] += num_inner
+    header[NUM_FREE] += done
     header[NUM_EVICTED] += done
     return done
 
@@ -626,8 +646,14 @@ def _unlink(header, fields, tokens, page):
     fields[REFS, fields[ROOT, page]] -= 1
     header[NUM_CACHED] -= 1
     header[NUM_REMOVED] += 1
-    if fields[PARENT, parent] == IS_ROOT:
-        return
+    if fields[PARENT, parent] != IS_ROOT:
+        _hand_up(header, fields, page, parent)
+
+
+@no_type_check
+@compiled_in_place
+def _hand_up(header, fields, page, parent):
+    """A page that leaves passes how recently, and how often, it was used to its parent."""
     if header[POLICY] != FIFO and fields[STAMP, page] > fields[STAMP, parent]:
         fields[STAMP, parent] = fields[STAMP, page]
     if header[HAS_AUX]:
@@ -833,7 +859,8 @@ def _key(header, fields, page):
     if header[POLICY] == LRU or header[POLICY] == FIFO:
         return np.int64(fields[STAMP, page])
     if header[POLICY] == SLRU or header[POLICY] == GHOST:
-        return np.int64(fields[STAMP, page]) + fields[AUX, page] * header[BONUS]
+        shifted = np.int64(fields[STAMP, page]) + fields[AUX, page] * header[BONUS]
+        return (shifted << 32) | np.int64(fields[STAMP, page])
     return (np.int64(fields[AUX, page]) << 32) | np.int64(fields[STAMP, page])
 
 

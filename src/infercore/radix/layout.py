@@ -69,7 +69,7 @@ def make_layout(
     header[c.SEED] = int.from_bytes(os.urandom(4), "little") >> 1
     header[c.POLICY] = policy
     header[c.HAS_AUX] = has_aux
-    header[c.BONUS] = min(bonus, 2**40)
+    header[c.BONUS] = min(bonus, 2**30 - 1)  # with a stamp above 32 bits of a key
     header[c.GHOST_PAGES] = num_ghosts
     header[c.GHOST_SLOTS] = 2 * num_ghosts
     fields = np.zeros((c.NUM_FIELDS + has_aux, num_pages), np.int32)

@@ -158,4 +158,4 @@ class PrefixModel:
             case "priority":
                 return (entry.priority, entry.used)
             case "seen":
-                return (0, entry.used + self.bonus * entry.was_seen)
+                return (entry.used + self.bonus * entry.was_seen, entry.used)
