@@ -117,6 +117,6 @@ def test_misuse_says_what_to_do():
     grammar = regex("a").bind(VOCABULARY)
     with pytest.raises(ValueError, match=r"allocate_bitmask\(2, 330\)"):
         grammar.fill_bitmask([grammar.start] * 2, allocate_bitmask(1, 330))
-    with pytest.raises(ValueError, match="words|shape"):
+    with pytest.raises(ValueError, match=r"words|shape"):
         grammar.fill_bitmask([grammar.start], allocate_bitmask(1, 65))
     assert accepts(grammar, "a")

@@ -413,7 +413,8 @@ class Machine:
         size = 2 * tables.node.shape[0]
         if size > 2 * self.limits.max_states:
             raise GrammarLimitError(
-                f"the grammar needs more than {self.limits.max_states} states; simplify it, or raise Limits(max_states=...)"
+                f"the grammar needs more than {self.limits.max_states} states; simplify it, or raise "
+                f"Limits(max_states=...)"
             )
         self._replace(
             node=_longer(tables.node, size),

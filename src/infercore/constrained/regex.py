@@ -200,10 +200,9 @@ def _resolve(node: Node, kind: str, here: bool) -> Node:
     options = []
     before_empty = True
     for i, part in enumerate(parts):
-        if i == 0 or _has_kind(part, kind):
-            if before_empty and (i == 0 or here):
-                tail = [_resolve(other, kind, False) for other in parts[i + 1 :]]
-                options.append(_ordered([_resolve(part, kind, here), *tail], kind))
+        if before_empty and (i == 0 or (here and _has_kind(part, kind))):
+            tail = [_resolve(other, kind, False) for other in parts[i + 1 :]]
+            options.append(_ordered([_resolve(part, kind, here), *tail], kind))
         before_empty = before_empty and nullable(part)
     options = [option for option in dict.fromkeys(options) if option != NEVER]
     return options[0] if len(options) == 1 else Alternate(tuple(options))

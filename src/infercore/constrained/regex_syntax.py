@@ -452,7 +452,8 @@ _CATEGORY_NAMES = {
 }  # fmt: skip
 _SCRIPTS: dict[str, str | tuple[str, ...]] = {
     "LATIN": ("LATIN", "FULLWIDTH LATIN"), "GREEK": "GREEK", "CYRILLIC": "CYRILLIC", "HEBREW": "HEBREW",
-    "ARABIC": "ARABIC", "HAN": "CJK", "HIRAGANA": "HIRAGANA", "KATAKANA": "KATAKANA", "HANGUL": "HANGUL", "THAI": "THAI",
+    "ARABIC": "ARABIC", "HAN": "CJK", "HIRAGANA": "HIRAGANA", "KATAKANA": "KATAKANA", "HANGUL": "HANGUL",
+    "THAI": "THAI",
     "DEVANAGARI": "DEVANAGARI",
 }  # fmt: skip
 

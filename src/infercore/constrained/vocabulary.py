@@ -55,10 +55,12 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, vocab_size: int | None = None) -> "Vocabulary":
-        """The vocabulary of a Hugging Face tokenizer (fast or slow): byte-level BPE, or SentencePiece with byte fallback.
+        """The vocabulary of a Hugging Face tokenizer (fast or slow): byte-level BPE, or SentencePiece with byte
+        fallback.
 
         Args:
-            vocab_size: rows of the model's embedding (`model.config.vocab_size`), where it is more than the tokenizer's.
+            vocab_size: rows of the model's embedding (`model.config.vocab_size`), where it is more than the
+            tokenizer's.
         """
         names: dict[str, int] = tokenizer.get_vocab()
         size = max(names.values()) + 1

@@ -1,7 +1,8 @@
 """JSON Schema to states.
 
 Reading order: `document.py` (places and references), `check.py` (what is refused ahead), `atoms.py` (what a schema says
-about each type, negations pushed down), `context.py` (values), `strings.py` with `texts.py` and `formats.py`, `numbers.py`,
+about each type, negations pushed down), `context.py` (values), `strings.py` with `texts.py` and `formats.py`,
+`numbers.py`,
 `arrays.py`, `objects.py`.
 """
 

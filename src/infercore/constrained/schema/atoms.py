@@ -116,7 +116,8 @@ class Forms:
     def _limit(self, count: int) -> None:
         if count > self.max_alternatives:
             raise GrammarLimitError(
-                f"a place of the schema splits into more than {self.max_alternatives} cases; simplify its oneOf, not or "
+                f"a place of the schema splits into more than {self.max_alternatives} cases; simplify its "
+                f"oneOf, not or "
                 "if, or raise Limits(max_alternatives=...)"
             )
 

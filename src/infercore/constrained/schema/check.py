@@ -12,7 +12,8 @@ _COUNTS = frozenset(
     ["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains", "maxContains"]
 )
 _NUMBERS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
-_ONE = frozenset(["not", "if", "then", "else", "additionalProperties", "propertyNames", "contains", "additionalItems", "unevaluatedItems", "unevaluatedProperties"])  # fmt: skip
+_ONE = frozenset(["not", "if", "then", "else", "additionalProperties", "propertyNames", "contains", "additionalItems",
+                  "unevaluatedItems", "unevaluatedProperties"])  # fmt: skip
 _LISTS = frozenset(["allOf", "anyOf", "oneOf", "prefixItems"])
 _DICTS = frozenset(["properties", "patternProperties", "dependentSchemas"])
 

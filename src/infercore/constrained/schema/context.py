@@ -66,7 +66,8 @@ class Context:
         return self.machine.literal(self.separators.comma, self.space(then))
 
     def define_colon(self, state: int, then: int) -> None:
-        """Make `state` read the colon between key and value: the byte itself stands in `state`, not behind a free move."""
+        """Make `state` read the colon between key and value: the byte itself stands in `state`, not behind a free
+        move."""
         rest = self.machine.literal(self.separators.colon[1:], self.space(then))
         edges = [(58, 58, rest)]
         if self.separators.flexible:
@@ -79,9 +80,11 @@ class Context:
     def _expand_value(self, state: int, conjunction: Conjunction) -> None:
         options = []
         for type_ in TYPES:
-            for alternative in self.forms.of_all(conjunction, type_):
-                if not self.is_impossible(type_, alternative):
-                    options.append(self._typed_value(type_, alternative))
+            options += [
+                self._typed_value(type_, alternative)
+                for alternative in self.forms.of_all(conjunction, type_)
+                if not self.is_impossible(type_, alternative)
+            ]
         self.machine.define(state, free=options)
 
     def _typed_value(self, type_: str, alternative: Alternative) -> int:

@@ -1,9 +1,9 @@
 """Objects: properties in any order, each key once, with the keys seen as memory.
 
 An object stands, between its members, in a `_Memory`. Inside a key, the text config runs along the names that may come
-(those not seen yet), the patterns, and any other text where other keys are allowed. Such an undeclared key is not part of
-the config (masks would not be shared): the grammar state keeps its text beside the config, and `resolve` puts it into the
-memory when the key's closing quote is accepted.
+(those not seen yet), the patterns, and any other text where other keys are allowed. Such an undeclared key is not part
+of the config (masks would not be shared): the grammar state keeps its text beside the config, and when its closing
+quote is accepted the text goes into the memory.
 """
 
 from collections.abc import Callable

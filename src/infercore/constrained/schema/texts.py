@@ -1,8 +1,8 @@
 """`Texts`: configs that read the decoded text of JSON strings, and the Boolean operations on them.
 
-A text config runs over the UTF-8 bytes of what a string stands for, whatever its escapes. One pattern is a config of the
-machine as it is; intersections and complements are configs whose rows Python computes from the rows of their parts, with
-every config left out from which nothing could be accepted any more.
+A text config runs over the UTF-8 bytes of what a string stands for, whatever its escapes. One pattern is a config of
+the machine as it is; intersections and complements are configs whose rows Python computes from the rows of their parts,
+with every config left out from which nothing could be accepted any more.
 """
 
 from collections import deque
