@@ -16,7 +16,7 @@ RAGGED = [(70, 1, 0), (0, 5, 0), (16, 0, 0), (40, 3, 9), (15, 1, 33), (0, 10, 0)
 @pytest.fixture(autouse=True)
 def _small_device(monkeypatch):
     """Four multiprocessors: splits stay few, so that the interpreter has few programs to run."""
-    monkeypatch.setattr(kernels, "device_limits", lambda device: (4, 232448, False))
+    monkeypatch.setattr(kernels, "device_limits", lambda device: ("any", 4, 232448, False))
 
 
 def run(case, **options):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 
@@ -23,22 +25,28 @@ class Config:
     waves: int
 
 
-# (packed rows per sequence up to, config) for 16-bit pools with head sizes up to 128. Up to 512 rows the values of
-# trial kernels timed on an H100 with 8 KV heads of size 128, page size 16, contexts of 1k to 32k; two programs per
-# multiprocessor paid for single rows only. The last line, for prefill, has been compiled but not timed.
-_TABLE: tuple[tuple[int, Config], ...] = (
-    (16, Config(16, 64, 4, 4, 2)),
-    (32, Config(32, 64, 4, 4, 1)),
-    (128, Config(64, 64, 3, 4, 1)),
-    (512, Config(64, 64, 3, 4, 1)),
-    (1 << 30, Config(128, 64, 3, 8, 1)),
-)
+TABLE_FILE = Path(__file__).with_name("configs.json")
+"""Per device name a list of `{"packed_rows": up to, ...Config}`, for 16-bit pools with head sizes up to 128.
+
+"any" serves devices that are not listed. Its values up to 512 rows are those of trial kernels timed on an H100 with 8
+KV heads of size 128, page size 16, contexts of 1k to 32k; two programs per multiprocessor paid for single rows only.
+Its last line, for prefill, has been compiled but not timed. `python -m infercore.kernels.tree_attention.tune` adds the
+GPU it runs on.
+"""
+
 INVARIANT_SPLIT_KEYS = 1024  # batch_invariant: keys per split, whatever the batch
 _INVARIANT = Config(16, 64, 3, 4, 1)
 
 
 def choose_config(
-    packed_rows: int, *, k_pad: int, v_pad: int, itemsize: int, shared_bytes: int, batch_invariant: bool = False
+    packed_rows: int,
+    *,
+    k_pad: int,
+    v_pad: int,
+    itemsize: int,
+    shared_bytes: int,
+    device_name: str = "any",
+    batch_invariant: bool = False,
 ) -> Config:
     """The config for about `packed_rows` packed rows per sequence.
 
@@ -47,7 +55,9 @@ def choose_config(
         shared_bytes: shared memory that one program may take; the pipeline is shortened until its keys and values fit.
         batch_invariant: one config for every number of rows, so that a row's sums never change their order.
     """
-    config = _INVARIANT if batch_invariant else next(c for limit, c in _TABLE if packed_rows <= limit)
+    config = _INVARIANT
+    if not batch_invariant:
+        config = next(c for limit, c in table(device_name) if limit is None or packed_rows <= limit)
     block_m, block_n, stages = config.block_m, config.block_n, config.stages
     if itemsize > 2 or max(k_pad, v_pad) > 128:  # the accumulator or the operands take twice the registers
         block_m, block_n = min(block_m, 64), 32
@@ -58,18 +68,27 @@ def choose_config(
     return Config(block_m, block_n, stages, config.warps, config.waves)
 
 
+@lru_cache
+def table(device_name: str) -> tuple[tuple[int | None, Config], ...]:
+    """The rows of `configs.json` for a device: packed rows up to (None: any number) and the config."""
+    known = json.loads(TABLE_FILE.read_text(encoding="utf-8"))
+    rows = known.get(device_name, known["any"])
+    return tuple((row["packed_rows"], Config(**{f: row[f] for f in Config.__dataclass_fields__})) for row in rows)
+
+
 def _shared(block_m: int, block_n: int, stages: int, k_pad: int, v_pad: int, itemsize: int) -> int:
     """Bytes: the pipeline's keys and values, and the tile of queries."""
     return (stages * block_n * (k_pad + v_pad) + block_m * k_pad) * itemsize
 
 
 @lru_cache
-def device_limits(device: torch.device) -> tuple[int, int, bool]:
-    """Multiprocessors, shared bytes per program, and whether a launch may overlap the one before (sm_90 and later)."""
+def device_limits(device: torch.device) -> tuple[str, int, int, bool]:
+    """Name, multiprocessors, shared bytes per program, and whether a launch may overlap the one before (from sm_90)."""
     if device.type != "cuda":  # Triton's interpreter: any numbers will do, so those of an H100
-        return 132, 232448, False
+        return "any", 132, 232448, False
     properties = torch.cuda.get_device_properties(device)
     return (
+        properties.name,
         properties.multi_processor_count,
         int(getattr(properties, "shared_memory_per_block_optin", 101376)),
         properties.major >= 9,

@@ -52,7 +52,7 @@ def tree_attention(
     group = heads // kv_heads
     query = query if query.stride(2) == 1 else query.contiguous()
     k_pad, v_pad = (max(16, triton.next_power_of_2(d)) for d in (k_dim, v_dim))
-    multiprocessors, shared_bytes, can_overlap = device_limits(query.device)
+    device_name, multiprocessors, shared_bytes, can_overlap = device_limits(query.device)
     if config is None:
         config = choose_config(
             -(-num_rows // max(num_seqs, 1)) * group,
@@ -60,6 +60,7 @@ def tree_attention(
             v_pad=v_pad,
             itemsize=query.element_size(),
             shared_bytes=shared_bytes,
+            device_name=device_name,
             batch_invariant=batch_invariant,
         )
     # Every sequence, and the padding, may end in a tile that is not full; no tile is empty.
