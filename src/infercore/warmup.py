@@ -56,6 +56,7 @@ def _prefix_cache() -> None:
     with cache.lock(cache.match(tokens)):
         cache.explain(tokens)
     cache.release(cache.allocate(12))
+    cache.evict(1)
     cache.invalidate(tokens[:4])
     cache.clear()
 
@@ -64,7 +65,7 @@ def _grammars() -> None:
     from infercore.constrained import Vocabulary, allocate_bitmask, json_schema, regex
 
     words = [bytes([i]) for i in range(256)] + [b'{"name', b'": "', b'"a"', b"true", None]
-    vocabulary = Vocabulary(words, eos_token_ids=[len(words) - 1])
+    vocabulary = Vocabulary(words, eos_token_ids=[len(words) - 1], encode=lambda text: list(text.encode()))
     bitmask = allocate_bitmask(2, vocabulary.vocab_size)
     texts = {
         json_schema(_SCHEMA): b'{"name": "ab", "kind": "a", "sizes": [1, 20]}',
