@@ -4,7 +4,7 @@
 
 No model: a drafter that is right with a known chance per stretch, steps that cost what a curve says (5% noise on what
 the controller sees), and four ways to decide: plain, always 8 nodes, the controller, and an oracle that knows the
-switches. The curves are those of `docs/design/0010-system-cost-of-speculative-decoding.md`.
+switches. Drafting is free. The curves are those of `docs/design/0010-system-cost-of-speculative-decoding.md`.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
         history = histories[name] = {
             "plain": decode(FixedBudget(0), cost),
             "always 8": decode(FixedBudget(WIDTH), cost),
-            "controller": decode(SpeedController(), cost),
+            "controller": decode(SpeedController(clock=lambda: 0.0), cost),
             "oracle": decode(FixedBudget(WIDTH), cost, is_oracle=True),
         }
         oracle = sum(step.seconds for step in history["oracle"])

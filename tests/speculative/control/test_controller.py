@@ -66,41 +66,46 @@ def _decode(
     return steps
 
 
+def _free(curve: CostCurve | None = None, **options: Any) -> SpeedController:
+    """A controller for which drafting takes no time, whatever this machine is doing."""
+    return SpeedController(curve, clock=lambda: 0.0, **options)
+
+
 @pytest.mark.parametrize("curve", [_known(_cpu), None], ids=["measured", "learnt"])
 def test_a_change_of_domain_costs_little_and_is_noticed_fast(curve: CostCurve | None) -> None:
     segments = [(300, 0.8), (300, 0.0), (300, 0.8)]
-    steps = _decode(SpeedController(curve), _cpu, segments)
+    steps = _decode(_free(curve), _cpu, segments)
     bad = [step for step in steps if step[0] == 1]
     again = [step for step in steps if step[0] == 2]
     assert not any(nodes for _, nodes, _, _ in bad[20:]), "off within 20 steps"
     assert next(i for i, step in enumerate(again) if step[1]) < 50, "on again within 50"
     plain = _cpu(1) * sum(gained for _, _, gained, _ in bad)
     assert sum(seconds for *_, seconds in bad) <= 1.02 * plain
-    oracle = _decode(SpeedController(_known(_cpu)), _cpu, segments, oracle=True)
+    oracle = _decode(_free(_known(_cpu)), _cpu, segments, oracle=True)
     assert sum(seconds for *_, seconds in steps) <= 1.05 * sum(seconds for *_, seconds in oracle)
 
 
 def test_useless_drafts_are_never_much_slower_than_plain_decoding() -> None:
     for cost in (_cpu, _flat):
-        steps = _decode(SpeedController(), cost, [(400, 0.0)])
+        steps = _decode(_free(), cost, [(400, 0.0)])
         assert sum(seconds for *_, seconds in steps) <= 1.03 * cost(1) * 400
 
 
 def test_good_drafts_are_used_at_full_width() -> None:
-    steps = _decode(SpeedController(_known(_cpu)), _cpu, [(400, 0.95)])
+    steps = _decode(_free(_known(_cpu)), _cpu, [(400, 0.95)])
     gained = sum(gained for _, _, gained, _ in steps) * _cpu(1)
     assert gained / sum(seconds for *_, seconds in steps) > 2
 
 
 def test_what_a_plain_step_costs_is_learnt_first() -> None:
-    controller = SpeedController()
+    controller = _free()
     assert controller.budget([0, 1]) == [0, 0]
     controller.update([0, 1], [TokenTree.empty()] * 2, [Verdict(np.empty(0, np.int32), 1)] * 2, step_time_s=0.02)
     assert controller.budget([0, 1]) == [32, 32]
 
 
 def test_a_batch_shares_one_budget_and_the_likeliest_nodes_win() -> None:
-    controller = SpeedController(_known(_cpu))
+    controller = _free(_known(_cpu))
     controller.budget([0, 1])
     likely, unlikely = _chain(range(8), 0.95), _chain(range(8), 0.03)
     first, second = controller.select([0, 1], [likely, unlikely])
@@ -110,7 +115,7 @@ def test_a_batch_shares_one_budget_and_the_likeliest_nodes_win() -> None:
 
 @given(data=st.data())
 def test_select_cuts_whole_subtrees_only(data: Any, token_trees: Any) -> None:
-    controller = SpeedController(_known(_cpu), margin=0.0)
+    controller = _free(_known(_cpu), margin=0.0)
     trees = [data.draw(token_trees(max_nodes=20)) for _ in range(3)]
     controller.budget([0, 1, 2])
     for tree, cut in zip(trees, controller.select([0, 1, 2], trees), strict=True):
@@ -119,16 +124,15 @@ def test_select_cuts_whole_subtrees_only(data: Any, token_trees: Any) -> None:
 
 
 def test_drawn_trees_are_never_cut() -> None:
-    controller = SpeedController(_known(_cpu))
+    controller = _free(_known(_cpu))
     drawn = TokenTree.of([1, 2], [-1, 0], draft_probs=torch.full((2, 4), 0.25), scores=[0.0, 0.0])
     controller.budget([0])
     assert controller.select([0], [drawn])[0] is drawn
 
 
-def test_an_expensive_drafter_rests_while_it_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expensive_drafter_rests_while_it_is_off() -> None:
     clock = [0.0]
-    monkeypatch.setattr("infercore.speculative.control.controller.time.perf_counter", lambda: clock[0])
-    controller = SpeedController(_known(_cpu))
+    controller = SpeedController(_known(_cpu), clock=lambda: clock[0])
     asked = []
     for _ in range(60):
         budget = controller.budget([0])[0]
@@ -143,7 +147,7 @@ def test_an_expensive_drafter_rests_while_it_is_off(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_report_names_steps_acceptance_and_costs() -> None:
-    controller = SpeedController(_known(_cpu))
+    controller = _free(_known(_cpu))
     _decode(controller, _cpu, [(100, 0.9)])
     report = controller.report()
     assert "speculated in" in report

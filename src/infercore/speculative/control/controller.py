@@ -1,7 +1,7 @@
 """`SpeedController`: verifies as many draft tokens as make the whole batch faster, and none where none do."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +38,17 @@ class SpeedController:
         curve: a measured curve; None learns it from the steps.
         max_nodes: most nodes of one request.
         margin: share of a plain step's tokens that speculation must promise to gain.
+        clock: seconds; what passes between `budget` and `select` is the drafter's cost.
     """
 
-    def __init__(self, curve: CostCurve | None = None, *, max_nodes: int = 32, margin: float = 0.03) -> None:
+    def __init__(
+        self,
+        curve: CostCurve | None = None,
+        *,
+        max_nodes: int = 32,
+        margin: float = 0.03,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         if max_nodes < 1:
             raise ValueError(f"max_nodes is {max_nodes}; expected at least 1, or take FixedBudget(0)")
         if margin < 0:
@@ -49,33 +57,34 @@ class SpeedController:
         self.survival = Survival()
         self.decisions = Decisions()
         self._max_nodes = max_nodes
+        self._clock = clock
         self._margin = margin
         self._requests: dict[int, _Record] = {}
         self._speed_up = 1.0
         self._draft_s = 0.0
-        self._asked_at = 0.0
+        self._asked_at: float | None = None
         self._num_asked = 0
         self._idle_steps = 0
 
     def budget(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
-        self._asked_at = time.perf_counter()
+        self._asked_at = self._clock()
         self._num_asked = len(request_ids)
         num_rows = len(request_ids) + num_other_rows
         if not self.curve.knows(num_rows):
-            self._asked_at = 0.0
+            self._asked_at = None
             return [0] * len(request_ids)  # what a plain step costs is the first thing to learn
         plain_s = float(self.curve.seconds(num_rows))
         resting = self._draft_s > _CHEAP_DRAFT * plain_s and self._idle_steps > 2
         if resting and self._idle_steps % _REST_STEPS:
-            self._asked_at = 0.0
+            self._asked_at = None
             return [0] * len(request_ids)
         return [self._max_nodes] * len(request_ids)
 
     def select(
         self, request_ids: Sequence[int], trees: Sequence[TokenTree], *, num_other_rows: int = 0
     ) -> list[TokenTree]:
-        if self._asked_at:
-            spent = time.perf_counter() - self._asked_at
+        if self._asked_at is not None:
+            spent = self._clock() - self._asked_at
             self._draft_s += 0.1 * (min(spent, 10 * self._draft_s or spent) - self._draft_s)
         chances = []
         num_requests = max(len(trees), self._num_asked)  # those that got no draft take part in the forward as well
