@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infercore.errors import TraceError
-from infercore.lang import DoneEvent, TextEvent, function, gen, passes, select
+from infercore.lang import DoneEvent, TextEvent, function, gen, passes, select, user
 from infercore.lang.interpreter import run_programs
 from infercore.lang.trace import trace
 
@@ -189,3 +189,44 @@ def test_a_loop_over_generated_values_runs_eagerly_by_itself():
     with pytest.raises(TraceError, match=r"test_modes\.py:\d+: .* mode=\"eager\""):
         react.run(FakeBackend(), limit=5, mode="traced")
     assert react.run(FakeBackend(), limit=5) == react.run(FakeBackend(), limit=5, mode="eager")
+
+
+def test_forks_of_one_text_draw_differently_and_alike_in_both_modes():
+    @function
+    def drawn(s):
+        forks = s.fork(4)
+        for f in forks:
+            f += gen("x", temperature=1.0)
+        s.join(forks)
+
+    traced = drawn.run(FakeBackend(), seed=1)
+    assert len(set(traced["x"])) == 4
+    assert drawn.run(FakeBackend(), seed=1, mode="eager") == traced
+
+
+def test_what_all_forks_begin_with_is_appended_once_and_the_parent_goes_on_without_it():
+    @function
+    def forked(s):
+        s += "A"
+        forks = s.fork(3)
+        for i, f in enumerate(forks):
+            f += user("Tell me ", f"tip {i}")
+            f += gen("tip")
+        s.join(forks)
+        s += "B"
+        s += gen("end")
+
+    traced, dynamic = trace(forked.body, "forked", {})
+    hoisted = passes.hoist_forks(passes.fold_constants(traced))
+    assert [str(line) for line in str(hoisted).splitlines()[2:6]] == [
+        "  s4 = fork s0",
+        "  s4 begin user",
+        "  s4 += 'Tell me tip '",
+        "  s1, s2, s3 = fork s4",
+    ]
+    backend = FakeBackend()
+    plain, after = run_programs(backend, [(traced, dynamic), (hoisted, dynamic)], seeds=[None, None])
+    assert after == plain
+    prompts = sorted(job.transcript.text for job in backend.jobs)
+    assert prompts[::2] == prompts[1::2]  # each job stands in both programs
+    assert prompts[0] == "AB"
