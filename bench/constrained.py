@@ -1,4 +1,4 @@
-"""How fast and how right are grammars: ours beside llguidance and xgrammar, over MaskBench, one thread?
+"""How fast and how right are grammars: ours beside llguidance and xgrammar, over MaskBench, in one thread?
 
     python -m bench.constrained --tiktoken tokenizer.model --files 300 --save
 

@@ -23,13 +23,13 @@ def check(spec, draw):
         assert grammar.is_finished(state) == (mask == {EOS})
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(patterns, st.data())
 def test_regex_masks(pattern, data):
     check(regex(pattern), data.draw)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(schemas, st.data(), st.sampled_from(["spaced", "compact", "flexible"]))
 def test_schema_masks(schema, data, whitespace):
     check(json_schema(schema, whitespace=whitespace), data.draw)

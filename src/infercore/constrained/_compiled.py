@@ -22,17 +22,8 @@ STRING = 5  # inside a JSON string: a = spec, b = config of the decoded text, c 
 
 # Entries of `header` (int64).
 NUM_STATES, NUM_CONFIGS, NUM_STACKS, NUM_PAIRS, NUM_NATIVE = 0, 1, 2, 3, 4
-NEED_WHAT, NEED_ARG, POSITION, STAMP, MAX_DEPTH, NEED_CONFIG, ANY_CONFIG, REACH, NUM_CELLS = (
-    5,
-    6,
-    7,
-    8,
-    9,
-    10,
-    11,
-    12,
-    13,
-)
+NEED_WHAT, NEED_ARG, NEED_CONFIG, POSITION, STAMP = 5, 6, 7, 8, 9
+MAX_DEPTH, ANY_CONFIG, REACH, NUM_CELLS, NUM_WANTED = 10, 11, 12, 13, 14
 HEADER_SIZE = 16
 
 # ANY_CONFIG: the config that reads any text. REACH: code points that one token may add.
@@ -247,8 +238,12 @@ def _closure(m, state, stack, count):
                 if first == 1:
                     work[top] = new
                     top += 1
-        else:
-            return _need(m, EXPAND, s)
+        else:  # go on without it, so that Python is asked once for all the stubs of a row
+            wanted = m.header[NUM_WANTED]
+            if wanted >= m.wanted.shape[0]:
+                return _need(m, EXPAND, 0)
+            m.wanted[wanted] = s
+            m.header[NUM_WANTED] = wanted + 1
     return count
 
 
@@ -399,9 +394,12 @@ def intern_pairs(m, count):
 def start_config(m, state):
     """Config of `state` with an empty stack, or NEED."""
     m.header[STAMP] += 1
+    m.header[NUM_WANTED] = 0
     count = _closure(m, state, np.int64(0), 0)
     if count < 0:
         return NEED
+    if m.header[NUM_WANTED] > 0:
+        return _need(m, EXPAND, 0)
     return intern_pairs(m, count)
 
 
@@ -646,6 +644,7 @@ def _plain_row(m, config):
         elif kind == STRING:
             if _mark_string(m, s) < 0:
                 return NEED
+    m.header[NUM_WANTED] = 0
     low = 0
     while low < 256:
         high = low + 1
@@ -674,12 +673,15 @@ def _plain_row(m, config):
                     count = _closure(m, after, k, count)
             if count < 0:
                 return NEED
-        target = intern_pairs(m, count)
-        if target < 0:
-            return NEED
-        for byte in range(low, high):
-            m.row_work[byte] = target
+        if m.header[NUM_WANTED] == 0:
+            target = intern_pairs(m, count)
+            if target < 0:
+                return NEED
+            for byte in range(low, high):
+                m.row_work[byte] = target
         low = high
+    if m.header[NUM_WANTED] > 0:
+        return _need(m, EXPAND, 0)
     return store_row(m, config, m.row_work)
 
 

@@ -36,6 +36,7 @@ class Tables(NamedTuple):
     stack_hash: npt.NDArray[np.int32]
     row_span: npt.NDArray[np.int32]  # [configs, 3] first byte that is not refused, number of cells, where they begin
     cells: npt.NDArray[np.int32]  # next configs, 0 = refused
+    wanted: npt.NDArray[np.int32]  # [64] stubs to expand
     row_work: npt.NDArray[np.int32]  # [256] a row being computed
     status: npt.NDArray[np.uint8]  # [configs] bits
     distance: npt.NDArray[np.int32]  # [configs] code points that a text config needs at least to accept, -1: unknown
@@ -79,6 +80,7 @@ class Machine:
             stack_hash=np.full(1024, -1, np.int32),
             row_span=np.zeros((256, 3), np.int32),
             cells=np.zeros(8192, np.int32),
+            wanted=np.zeros(64, np.int32),
             row_work=np.zeros(256, np.int32),
             status=np.zeros(256, np.uint8),
             distance=np.full(256, -1, np.int32),
@@ -366,7 +368,9 @@ class Machine:
         header = self.tables.header
         what, arg = int(header[c.NEED_WHAT]), int(header[c.NEED_ARG])
         if what == c.EXPAND:
-            self._expand(arg)
+            for state in set(self.tables.wanted[: int(header[c.NUM_WANTED])].tolist()):
+                if self.tables.node[state, 0] == c.STUB:
+                    self._expand(state)
         elif what == c.PYTHON_ROW:
             if arg in self._row_makers and not self.tables.status[arg] & c.KNOWN:
                 row = self._row_makers.pop(arg)(arg)

@@ -107,10 +107,11 @@ class NumberStates:
         return self._plain[True]
 
     def _integer(self) -> int:
-        """-?int(.0)?"""
+        """-?int(.00?)?"""
         if False not in self._plain:
             m, end = self.machine, self.ret
-            whole_end = m.node([(46, 46, m.literal(b"0", end))], [end])
+            zero = m.node([(48, 48, end)], [end])
+            whole_end = m.node([(46, 46, m.literal(b"0", zero))], [end])
             whole = m.new_states(1)
             m.define(whole, [(48, 57, whole)], [whole_end])
             first = m.node([(48, 48, whole_end), (49, 57, whole)])
@@ -240,9 +241,9 @@ class _Magnitude:
             return 0
         zeros_only = self.must_divide and places >= self.scale
         if zeros_only:
-            if not self.numbers.contains(value):
-                return 0
-            key: object = ("zeros", first)
+            if not self.numbers.contains(value) or places > self.scale + 2:
+                return 0  # a model must not be able to go on with zeros for ever
+            key: object = ("zeros", places, first)
         else:
             rest = tuple(floor(value * 10**self.scale) % modulus for modulus, _ in self.moduli)
             off = any(value * 10**self.scale % 1 != 0 for _ in self.moduli[:1])
