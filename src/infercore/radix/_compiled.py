@@ -68,25 +68,34 @@ def match_pages(header, fields, tokens, query, root, touch, hold, out):
     """
     page_size = header[PAGE_SIZE]
     limit = query.shape[0] // page_size
-    # Pages that follow each other in memory are compared several at a time, once as many have matched one by one.
-    block_pages = BLOCK_TOKENS // page_size if BLOCK_TOKENS % page_size == 0 else limit + 1
-    streak = 0
+    # Pages that follow each other in memory are compared several at a time: after the first page, and after a
+    # comparison in vain once as many pages have matched one by one.
+    block_pages = BLOCK_TOKENS // page_size
+    streak = block_pages - 1
+    if block_pages < 2:
+        block_pages = limit + 1  # never: a streak is shorter
+        streak = 0
     node = root
     count = 0
     compared = 0
     while count < limit:
         child = fields[FIRST, node]
         if child >= 0:
-            if streak >= block_pages and count + block_pages <= limit and child + block_pages <= header[NUM_PAGES]:
-                if _is_run(fields, child, block_pages):
-                    compared += BLOCK_TOKENS
-                    if _same_block(tokens, child * page_size, query, count * page_size):
-                        for i in range(block_pages):
+            span = min(block_pages, limit - count)
+            if streak >= block_pages and child + span <= header[NUM_PAGES]:
+                if _is_run(fields, child, span):
+                    compared += span * page_size
+                    if span * page_size == BLOCK_TOKENS:
+                        same = _same_block(tokens, child * page_size, query, count * page_size)
+                    else:
+                        same = _same_span(tokens, child * page_size, query, count * page_size, span * page_size)
+                    if same:
+                        for i in range(span):
                             out[np.uint64(count + i)] = child + i
-                        count += block_pages
-                        node = child + block_pages - 1
+                        count += span
+                        node = child + span - 1
                         continue
-                    streak = -1
+                    streak = -1  # the single comparison below makes it 0
             compared += page_size
             if _same(tokens, child * page_size, query, count * page_size, page_size):
                 out[count] = child
@@ -559,6 +568,18 @@ def _same_block(tokens, start, query, query_start):
     query_at = np.uint64(query_start)
     different = np.int32(0)
     for i in range(BLOCK_TOKENS):
+        different |= tokens[at + np.uint64(i)] ^ query[query_at + np.uint64(i)]
+    return different == 0
+
+
+@no_type_check
+@compiled_in_place
+def _same_span(tokens, start, query, query_start, count):
+    """As `_same_block`, for any number of tokens."""
+    at = np.uint64(start)
+    query_at = np.uint64(query_start)
+    different = np.int32(0)
+    for i in range(count):
         different |= tokens[at + np.uint64(i)] ^ query[query_at + np.uint64(i)]
     return different == 0
 
