@@ -213,4 +213,5 @@ def test_turns_nest_text_and_generations():
         "s0 += %0: str = gen('why')",
         "s0 += '.'",
         "s0 end assistant",
+        "name why = %0",
     ]
