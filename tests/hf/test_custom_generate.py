@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from infercore.constrained import regex
 from tests.hf.drafters import OracleDrafter
 from tests.hf.test_equals_hf import assert_nothing_lost, byte_vocabulary
 from tests.hf.test_requests import ByteTokenizer
 from tests.hf.tiny import VOCAB, prompts, tiny_model
 from transformers import LogitsProcessorList, MaxTimeCriteria, StoppingCriteriaList
 
+from infercore.constrained import regex
 from infercore.errors import RequestError
 from infercore.hf import Engine, GrammarProcessor
 
