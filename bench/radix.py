@@ -438,7 +438,7 @@ def trace_rows(kinds: list[Any]) -> list[Row]:
         capacity = int(millions * 1_000_000)
         row = Row(f"second half of the trace, {millions:g}M tokens: hit rate", "%")
         for name, policy in policies.items():
-            row.add(name, 100 * replay_ours(requests[half:], capacity, policy)[0])
+            row.add(name, 100 * replay_ours(requests[half:], capacity, policy, as_sequences=True)[0])
         row.add("Belady", 100 * belady_hit_rate(requests[half:], capacity))
         ratio = Row(
             f"ghost over LRU at {millions:g}M tokens", "x", absolute=limits.get(millions, 1.0), more_is_better=True

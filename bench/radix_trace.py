@@ -62,7 +62,7 @@ def replay_ours(
             sequence.commit(tokens[found:])
             sequence.close()
         else:
-            match = cache.match(tokens)  # the most recent there is, so allocating cannot evict it
+            match = cache.match(tokens)  # under LRU the most recent there is: allocating cannot evict it
             found = match.num_tokens
             pages = cache.allocate((length - found) // PAGE_SIZE)
             cache.insert(tokens, np.concatenate([match.page_ids, pages]))
