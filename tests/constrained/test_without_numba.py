@@ -12,8 +12,9 @@ from tests.constrained.vocab import *
 from infercore.constrained import json_schema, regex
 from infercore import _jit
 assert not _jit.is_compiled()
-schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}, "b": {"type": "number", "minimum":
-0}}} for spec in (json_schema(schema), regex("(ab|a)*日?")):
+text, number = {"type": "string", "maxLength": 3}, {"type": "number", "minimum": 0}
+schema = {"type": "object", "properties": {"a": text, "b": number}}
+for spec in (json_schema(schema), regex("(ab|a)*日?")):
     grammar = spec.bind(VOCABULARY)
     for state in walk(grammar, lambda ids: ids[len(ids) // 3], 8):
         assert allowed(grammar, state) == allowed_one_by_one(grammar, state)
