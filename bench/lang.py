@@ -26,7 +26,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LogitsProcessorList
 
 from infercore.demo import ensure_smollm2
-from infercore.hf import Engine, GrammarProcessor
+from infercore.hf import Engine, GrammarProcessor, cache_argument
 from infercore.lang import Function, Job, assistant, function, gen, select, user
 from infercore.lang.backends import EngineBackend
 from infercore.lang.chat import ChatFormat
@@ -138,14 +138,14 @@ def batched_generate(peer: SequentialHF, prefix: list[int], suffixes: list[list[
     for row, suffix in enumerate(suffixes):
         mask[row, len(prefix) : len(prefix) + longest - len(suffix)] = 0
     return peer.model.generate(
-        ids, attention_mask=mask, past_key_values=cache, do_sample=False, pad_token_id=pad, **options
+        ids, attention_mask=mask, do_sample=False, pad_token_id=pad, **cache_argument(peer.model, cache), **options
     )
 
 
 def compute_prefix(peer: SequentialHF, prefix: list[int]) -> None:
     peer.prefix_cache = DynamicCache()
     with torch.no_grad():
-        peer.model(torch.tensor([prefix]), past_key_values=peer.prefix_cache, logits_to_keep=1)
+        peer.model(torch.tensor([prefix]), logits_to_keep=1, **cache_argument(peer.model, peer.prefix_cache))
 
 
 # --- few-shot classification: 100 questions behind 1000 tokens -------------------------------------------------------

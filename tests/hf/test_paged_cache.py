@@ -5,7 +5,7 @@ import torch
 from tests.hf.tiny import VOCAB, prompts, tiny_model
 
 from infercore.errors import OutOfPages
-from infercore.hf import Engine, PagedCache
+from infercore.hf import Engine, PagedCache, cache_argument
 
 
 @pytest.fixture(params=["llama", "gemma3", "gpt2"])
@@ -29,7 +29,7 @@ def test_output_equals_that_of_the_ordinary_cache_cold_and_warm(model, engine):
     expected = generate(model, prompt, do_sample=False)
     with PagedCache(engine.cache, engine.pool, model.config, prompt) as past:
         assert past.length == 0
-        assert torch.equal(generate(model, prompt, do_sample=False, past_key_values=past), expected)
+        assert torch.equal(generate(model, prompt, do_sample=False, **cache_argument(model, past)), expected)
         assert past.keep(expected[0].numpy()) == 32  # whole pages of 35 tokens; the last has no K/V yet
     with PagedCache(engine.cache, engine.pool, model.config, expected[0].numpy()) as past:
         assert past.length == 32
@@ -41,14 +41,14 @@ def test_the_engine_reuses_what_plain_generate_computed_and_the_other_way_round(
     prompt = prompts()[0]
     expected = generate(model, prompt, do_sample=False)
     with PagedCache(engine.cache, engine.pool, model.config, prompt) as past:
-        generate(model, prompt, do_sample=False, past_key_values=past)
+        generate(model, prompt, do_sample=False, **cache_argument(model, past))
         past.keep(expected[0].numpy())
     (done,) = engine.generate(prompt, max_new_tokens=16)
     assert done.stats.num_reused_tokens == 16
     assert done.token_ids == expected[0, len(prompt) :].tolist()
     with PagedCache(engine.cache, engine.pool, model.config, prompt) as past:
         assert past.length == 16
-        assert torch.equal(generate(model, prompt, do_sample=False, past_key_values=past), expected)
+        assert torch.equal(generate(model, prompt, do_sample=False, **cache_argument(model, past)), expected)
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
@@ -56,17 +56,17 @@ def test_beams_reorder_pages_as_the_ordinary_cache_does(model, engine, options):
     prompt = prompts()[0]
     expected = generate(model, prompt, do_sample=False, **options)
     with PagedCache(engine.cache, engine.pool, model.config, prompt, batch_size=options["num_beams"]) as past:
-        assert torch.equal(generate(model, prompt, do_sample=False, past_key_values=past, **options), expected)
+        assert torch.equal(generate(model, prompt, do_sample=False, **cache_argument(model, past), **options), expected)
     assert engine.cache.num_available_pages == engine.cache.counts().total
 
 
 def test_crop_forgets_and_computes_again(model, engine):
     ids = torch.tensor([prompts()[0]])
     with PagedCache(engine.cache, engine.pool, model.config, prompts()[0]) as past, torch.no_grad():
-        whole = model(ids, past_key_values=past).logits
+        whole = model(ids, **cache_argument(model, past)).logits
         past.crop(-5)
         assert past.get_seq_length() == 15
-        again = model(ids[:, 15:], past_key_values=past).logits
+        again = model(ids[:, 15:], **cache_argument(model, past)).logits
     torch.testing.assert_close(again, whole[:, 15:], atol=1e-4, rtol=1e-4)
 
 

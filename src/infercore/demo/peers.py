@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessor
 
+from infercore.hf import cache_argument
+
 TokenIds = list[int]
 
 
@@ -26,7 +28,11 @@ class Kept:
         """Computed in one forward."""
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(input_ids=torch.tensor([token_ids], device=model.device), past_key_values=cache, logits_to_keep=1)
+            model(
+                input_ids=torch.tensor([token_ids], device=model.device),
+                logits_to_keep=1,
+                **cache_argument(model, cache),
+            )
         return cls(token_ids, cache)
 
     def copy(self) -> "Kept":
@@ -72,7 +78,7 @@ def generate(
 ) -> TokenIds:
     """Continue one prompt. `cache` holds the K/V of a prefix of it and grows by the rest."""
     ids = torch.tensor([prompt], device=model.device)
-    options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
+    options: dict[str, Any] = {} if cache is None else cache_argument(model, cache)
     if prompt_lookup is not None:
         options["prompt_lookup_num_tokens"] = prompt_lookup
     if logits_processor is not None:
@@ -110,7 +116,7 @@ def generate_batch(
         mask.append([*[1] * length, *[0] * padding, *[1] * (len(prompt) - length)])
     options: dict[str, Any] = {}
     if prefix is not None:
-        options["past_key_values"] = prefix.repeated(len(prompts))
+        options |= cache_argument(model, prefix.repeated(len(prompts)))
     if logits_processor is not None:
         options["logits_processor"] = [logits_processor]
     output = model.generate(

@@ -12,10 +12,12 @@ as they come. Not for encoder-decoders, hybrids with linear attention, beams; `G
 
 Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
 forward), `step.py`, `draft.py` and `choose.py` (one step), `state.py`, `scheduler.py`, `engine.py`; then
-`self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`.
+`self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`,
+`cache_argument.py`.
 """
 
 from infercore.hf.aio import AsyncEngine
+from infercore.hf.cache_argument import cache_argument
 from infercore.hf.engine import Engine, Score
 from infercore.hf.grammar_processor import GrammarProcessor
 from infercore.hf.handle import RequestHandle
@@ -50,4 +52,5 @@ __all__ = [
     "StreamChunk",
     "TokenEvent",
     "TokenLogprobs",
+    "cache_argument",
 ]

@@ -16,7 +16,7 @@ from infercore.sampling import SamplingParams
 
 # what `generate` hands over besides, and the packed forward has no use for
 _IGNORED = {
-    "attention_mask", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "synced_gpus",
+    "attention_mask", "cache", "cache_position", "logits_to_keep", "past_key_values", "position_ids", "synced_gpus",
     "token_type_ids", "use_cache",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""`PagedCache`: the engine's pool and prefix cache behind plain `model.generate(past_key_values=...)`.
+"""`PagedCache`: the engine's pool and prefix cache behind plain `model.generate(cache=...)`.
 
 It gathers K/V out of the pages at every layer, so it is correct with any attention and slower than the engine. Use it
 where the engine cannot be used but a prefix is worth reusing: beams, or a generation loop of one's own.
@@ -20,8 +20,10 @@ class PagedCache(Cache):  # type: ignore[misc]
     """A transformers cache whose tokens live in pages; rows of the batch start with the same cached prefix.
 
         with PagedCache(engine.cache, engine.pool, model.config, prompt_ids) as past:
-            out = model.generate(input_ids, past_key_values=past)          # computes only what is not cached
+            out = model.generate(input_ids, cache=past)                    # computes only what is not cached
             past.keep(out[0])                                              # later requests find it
+
+    Before transformers 5.24 the argument is `past_key_values`; `**cache_argument(model, past)` is right for all.
 
     Args:
         prefix_cache, pool: of an engine, or one's own pair.
