@@ -1,6 +1,7 @@
 """Settings that must stand before anything is imported."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,10 @@ import pytest
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two processes that save different signatures of one function at once leave an index that points to the wrong one, so
+# workers of pytest-xdist, and the processes that their tests start, keep compiled loops apart.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "numba" / worker)
 
 from hypothesis import HealthCheck, settings
 
