@@ -50,6 +50,20 @@ class FakeBackend:
         self.running.pop(ticket, None)
 
 
+class RoundBackend(FakeBackend):
+    """Every job takes one step; `rounds` counts the jobs of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds: list[int] = []
+
+    def step(self) -> Mapping[int, Result]:
+        done = {ticket: answer(job) for ticket, (_, job) in self.running.items()}
+        self.running.clear()
+        self.rounds.append(len(done))
+        return done
+
+
 def answer(job: Job) -> Result:
     digest = hashlib.sha256(repr((plain(job.transcript), job)[0 if isinstance(job, GenJob) else 1]).encode()).digest()
     if isinstance(job, GenJob):
@@ -76,6 +90,8 @@ _SIMPLE = st.one_of(
     st.tuples(st.just("format"), _NAMES),
     st.tuples(st.just("turn"), _TEXTS),
     st.tuples(st.just("name"), _NAMES),
+    st.tuples(st.just("name as text"), _NAMES),
+    st.tuples(st.just("add"), _NAMES),
 )
 INSTRUCTIONS = st.recursive(
     st.lists(_SIMPLE, max_size=6),
@@ -101,39 +117,53 @@ def program_of(instructions: Any) -> Function:
     return random_program
 
 
-def run(s, instructions, arguments, *, selected):
-    """`selected` holds the names whose value is the outcome of a select: the only ones that may be branched on."""
+def run(s, instructions, arguments, *, selected, numbers=()):
+    """`selected` holds the names whose value is the outcome of a select: the only ones that may be branched on.
+
+    `numbers` holds those whose value is no text, and cannot be added to it.
+    """
+    numbers = set(numbers)
+
+    def is_one(name):  # a value, not a tuple of forks' values; asking with isinstance would be looking at it
+        return name in s and type(s[name]) is not tuple
+
     for kind, *rest in instructions:
         if kind == "text":
             s += rest[0]
         elif kind == "argument":
             s += "<" + arguments[rest[0]] + ">"
-        elif kind == "gen":
-            s += gen(rest[0], temperature=rest[1])
+        elif kind in ("gen", "number", "one of"):
+            options = {
+                "gen": lambda value: {"temperature": value},
+                "number": lambda: {"dtype": int},
+                "one of": lambda value: {"choices": value},
+            }[kind](*rest[1:])
+            s += gen(rest[0], **options)
             selected.discard(rest[0])
-        elif kind == "number":
-            s += gen(rest[0], dtype=int)
-            selected.discard(rest[0])
-        elif kind == "one of":
-            s += gen(rest[0], choices=rest[1])
-            selected.discard(rest[0])
+            (numbers.add if kind == "number" else numbers.discard)(rest[0])
         elif kind == "select":
             s += select(rest[0], rest[1])
             selected.add(rest[0])
-        elif kind == "insert" and rest[0] in s and not isinstance(s[rest[0]], tuple):
+            numbers.discard(rest[0])
+        elif kind == "insert" and is_one(rest[0]):
             s += s[rest[0]]
-        elif kind == "format" and rest[0] in s and not isinstance(s[rest[0]], tuple):
+        elif kind == "format" and is_one(rest[0]):
             s += f"[{s[rest[0]]}]"
         elif kind == "turn":
             s += user(rest[0], "!")
-        elif kind == "name" and rest[0] in s and not isinstance(s[rest[0]], tuple):
+        elif kind == "name" and is_one(rest[0]):
             s["named"] = f"<{s[rest[0]]}>"
+        elif kind == "name as text" and is_one(rest[0]):
+            s["named"] = f"{s[rest[0]]}"
+        elif kind == "add" and is_one(rest[0]) and rest[0] not in numbers:
+            s["sum"] = "(" + s[rest[0]] + ")"
+            s += s["sum"] + "."
         elif kind == "fork":
             children = s.fork(len(rest[0]))
             for child, body in zip(children, rest[0], strict=True):
-                run(child, body, arguments, selected=set(selected))
+                run(child, body, arguments, selected=set(selected), numbers=numbers)
             if rest[1]:
                 s.join(children)
                 selected.clear()
         elif kind == "if" and rest[0] in selected and rest[0] in s:
-            run(s, rest[1] if s[rest[0]] in ("yes", "red") else rest[2], arguments, selected=selected)
+            run(s, rest[1] if s[rest[0]] in ("yes", "red") else rest[2], arguments, selected=selected, numbers=numbers)

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
+from fake import FakeBackend
 
 from infercore.errors import TraceError
 from infercore.lang import assistant, function, gen, select, user
@@ -84,14 +86,15 @@ def test_a_branch_on_a_select_becomes_a_switch():
 
 def test_more_than_sixteen_paths_are_refused():
     @function
-    def many(s):
-        for i in range(5):
+    def many(s, n):
+        for i in range(n):
             s += select(f"x{i}", ["a", "b"])
             if s[f"x{i}"] == "a":
                 s += "!"
 
+    assert many.trace(n=4).num_paths == 16
     with pytest.raises(TraceError, match=r"test_trace\.py:\d+: .* more than 16 paths"):
-        many.trace()
+        many.trace(n=5)
 
 
 LOOKS = {
@@ -106,6 +109,10 @@ LOOKS = {
     "iterate": lambda v: list(v),
     "key": lambda v: {v: 1},
     "arithmetic": lambda v: v * 2,
+    "type": lambda v: isinstance(v, str),
+    "length of a sum": lambda v: len("a" + v + "b"),
+    "comparison of a sum": lambda v: v + "b" == "ab",
+    "number added": lambda v: v + 1,
 }
 
 
@@ -119,6 +126,94 @@ def test_looking_at_a_generated_value_is_an_error_that_names_the_line(look):
     generated = looks.body.__code__.co_firstlineno + 2
     with pytest.raises(TraceError, match=rf"generated at .*test_trace\.py:{generated} "):
         looks.trace()
+
+
+CHANGED = {
+    "upper": lambda s: f"{s['x']}".upper(),
+    "cut": lambda s: f"{s['x']} and so on"[:4],
+    "gen": lambda s: gen("y", regex=f"{s['x']}!"),
+    "select": lambda s: select("y", [f"{s['x']}1", "2"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED.keys())
+def test_a_formatted_string_that_is_changed_or_used_as_an_option_is_not_traced(change):
+    @function
+    def changes(s):
+        s += gen("x")
+        s += change(s)
+
+    with pytest.raises(TraceError, match=r"test_trace\.py:\d+: .* mode=\"eager\""):
+        changes.trace()
+    assert changes.run(FakeBackend()) == changes.run(FakeBackend(), mode="eager")
+
+
+@dataclass
+class Answer:
+    text: object
+
+
+OPAQUE = {
+    "join": lambda s: " ".join(["a", s["x"]]),
+    "object": lambda s: Answer(s["x"]),
+    "set of tuples": lambda s: {(1, 2)} if s["x"] else None,
+}
+
+
+@pytest.mark.parametrize("use", OPAQUE.values(), ids=OPAQUE.keys())
+def test_what_others_would_do_to_a_stand_in_runs_op_by_op(use):
+    @function
+    def opaque(s):
+        s += gen("x")
+        return use(s)
+
+    with pytest.raises((TraceError, TypeError)):
+        opaque.run(FakeBackend(), mode="traced")
+    run = opaque.run(FakeBackend())
+    assert run == opaque.run(FakeBackend(), mode="eager")
+    assert "Symbol" not in repr(run)
+
+
+def test_arguments_may_be_looked_into_in_any_way():
+    @function
+    def looks(s, topic):
+        title = f"{topic}!"
+        if len(title) > 5:
+            s += "long "
+        s += title.upper() + gen_or_not(title)
+        s += gen("x")
+
+    def gen_or_not(title):
+        return "sea" if title == "sea!" else "no sea"
+
+    for topic in ("sea", "mountains"):
+        run = looks.run(FakeBackend(), topic=topic, mode="traced")
+        assert run == looks.run(FakeBackend(), topic=topic, mode="eager")
+        assert looks.trace(topic=topic).parameters == ()
+    assert looks.trace(topic="sea") != looks.trace(topic="air")
+
+
+def test_a_constraint_made_of_an_argument_or_an_outcome_is_part_of_the_program():
+    @function
+    def constrained(s, unit):
+        s += select("digits", ["1", "2"])
+        s += gen("x", regex=f"[0-9]{{{s['digits']}}} {unit}")
+
+    program = constrained.trace(unit="km")
+    assert program.parameters == ()
+    assert [case.ops[0].options.regex for _, case in program.body.end.cases] == ["[0-9]{1} km", "[0-9]{2} km"]
+
+
+@pytest.mark.parametrize("thing", [b"\x89PNG", {"type": "image_url"}, object()], ids=["bytes", "part", "object"])
+def test_images_are_refused_in_words(thing):
+    @function
+    def look(s):
+        s += user("What is on this picture?", thing)
+
+    with pytest.raises(TypeError, match=r"cannot append a \w+; .* images are out of scope"):
+        look.trace()
+    with pytest.raises(TypeError, match="images are out of scope"):
+        look.run(FakeBackend(), mode="eager")
 
 
 def test_a_function_that_is_not_the_same_twice_is_refused():

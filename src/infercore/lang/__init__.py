@@ -16,8 +16,9 @@ its Python code looks at generated values it runs op by op instead, with the sam
 scope.
 
 Files in reading order: `nodes.py` (what a program appends) and `state.py` (to what), `function.py` (how it is run),
-`types.py` (what a backend is), `trace.py`, `ir.py`, `passes.py`, `interpreter.py`, `eager.py`, `values.py`,
-`beginnings.py`, `scoring.py`, `chat.py`; then `backends/` (`EngineBackend` and others, imported from there).
+`types.py` (what a backend is), `trace.py`, `symbols.py` (what stands for values meanwhile), `ir.py`, `passes/`,
+`interpreter.py`, `eager.py`, `values.py`, `references.py`, `location.py`, `beginnings.py`, `scoring.py`, `chat.py`;
+then `backends/` (`EngineBackend` and others, imported from there).
 """
 
 from infercore.lang.function import Function, Mode, function

@@ -13,9 +13,9 @@ from typing import Any
 from infercore.errors import ProgramError
 from infercore.lang.interpreter import Run, parsed
 from infercore.lang.ir import ArgRef, GenOp, Location, VarRef
+from infercore.lang.location import caller
 from infercore.lang.nodes import Gen, Select
-from infercore.lang.state import State, caller, checked_fork_count, unknown_name
-from infercore.lang.trace import common_names
+from infercore.lang.state import State, checked_fork_count, common_names, unknown_name
 from infercore.lang.types import Backend, GenJob, GenResult, Job, Result, Role, SelectJob, SelectResult, Transcript
 from infercore.lang.values import seed_of
 

@@ -7,13 +7,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from infercore.errors import TraceError
+from infercore.lang import ir
 from infercore.lang.eager import run_eagerly
 from infercore.lang.interpreter import DoneEvent, Run, TextEvent, run_programs, stream_program
-from infercore.lang.ir import Program
 from infercore.lang.passes import optimise
 from infercore.lang.state import State
-from infercore.lang.trace import trace
+from infercore.lang.trace import trace, trace_with_parameters
 from infercore.lang.types import Backend
 
 Mode: TypeAlias = Literal["auto", "traced", "eager"]
@@ -48,9 +47,12 @@ class Function:
             )
         return self.body(state, *args, **kwargs)
 
-    def trace(self, **arguments: Any) -> Program:
-        """The program for these arguments, before any optimisation. Raises TraceError where it cannot be traced."""
-        return trace(self.body, self.name, self._bound(arguments))[0]
+    def trace(self, **arguments: Any) -> ir.Program:
+        """The program for these arguments, before any optimisation. Raises TraceError where it cannot be traced.
+
+        Text that the function only passes on stands in it as a parameter, so it is the same for other texts.
+        """
+        return trace_with_parameters(self.body, self.name, self._bound(arguments))[0]
 
     def run(
         self,
@@ -90,7 +92,7 @@ class Function:
         if mode != "eager":
             try:
                 programs = self._programs(bound, optimised=optimised)
-            except TraceError:
+            except Exception:  # not only TraceError: a stand-in may be refused by others, as by " ".join(...)
                 if mode == "traced":
                     raise
             else:
@@ -104,8 +106,8 @@ class Function:
 
         Leaving the loop early cancels what runs. Raises as `run` with mode "traced".
         """
-        program, dynamic = self._program(self._bound(arguments), optimised=optimised)
-        return stream_program(backend, program, dynamic, seed=seed)
+        (program,) = self._programs([self._bound(arguments)], optimised=optimised)
+        return stream_program(backend, program, seed=seed)
 
     def _bound(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -121,38 +123,14 @@ class Function:
                 flat[name] = value
         return flat
 
-    def _program(self, arguments: dict[str, Any], *, optimised: bool) -> tuple[Program, dict[str, Any]]:
-        traced, dynamic = trace(self.body, self.name, arguments)
-        return (optimise(traced) if optimised else traced), dynamic
+    def _programs(self, batch: Sequence[dict[str, Any]], *, optimised: bool) -> list[ir.Program]:
+        """The program of each entry, its arguments constants in it.
 
-    def _programs(self, batch: Sequence[dict[str, Any]], *, optimised: bool) -> list[tuple[Program, dict[str, Any]]]:
-        """The program of each entry; entries that differ only in what a program takes as it runs share one.
-
-        Nothing is kept from call to call: a function may read globals that change.
+        Nothing is shared between entries or kept from call to call: a function may look into an argument in ways that
+        cannot be seen, and read globals that change; a trace costs a thousandth of a generation.
         """
-        known: list[tuple[Program, dict[str, Any]]] = []  # a program, and the arguments that are part of it
-        programs = []
-        for arguments in batch:
-            for program, constants in known:
-                if _fits(arguments, program, constants):
-                    programs.append((program, {name: arguments[name] for name in program.parameters}))
-                    break
-            else:
-                program, dynamic = self._program(arguments, optimised=optimised)
-                known.append((program, {name: v for name, v in arguments.items() if name not in dynamic}))
-                programs.append((program, dynamic))
-        return programs
-
-
-def _fits(arguments: Mapping[str, Any], program: Program, constants: Mapping[str, Any]) -> bool:
-    return (
-        len(arguments) == len(program.parameters) + len(constants)
-        and all(isinstance(arguments.get(name), str) for name in program.parameters)
-        and all(
-            name in arguments and type(arguments[name]) is type(value) and bool(arguments[name] == value)
-            for name, value in constants.items()
-        )
-    )
+        programs = [trace(self.body, self.name, arguments) for arguments in batch]
+        return [optimise(program) for program in programs] if optimised else programs
 
 
 def function(body: Callable[..., Any]) -> Function:

@@ -32,7 +32,7 @@ from infercore.lang.ir import (
     VarRef,
 )
 from infercore.lang.types import Backend, GenJob, GenResult, Job, Result, SelectJob, SelectResult, Transcript
-from infercore.lang.values import as_text, resolve, seed_of
+from infercore.lang.values import resolve, seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,24 +68,21 @@ class DoneEvent:
     run: Run
 
 
-def run_programs(
-    backend: Backend, programs: Sequence[tuple[Program, Mapping[str, Any]]], *, seeds: Sequence[int | None]
-) -> list[Run]:
-    """Run every program with its arguments; the runs stand in the same order.
+def run_programs(backend: Backend, programs: Sequence[Program], *, seeds: Sequence[int | None]) -> list[Run]:
+    """Run every program, whose arguments are known (`passes.bind`); the runs stand in the same order.
 
-    Raises: ProgramError, beginning with the program's own line, for the first job that fails; the rest is cancelled.
+    Raises: ValueError if a program has parameters left. ProgramError, beginning with the program's own line, for the
+        first job that fails; the rest is cancelled.
     """
-    processes = [Process(program, arguments, seed) for (program, arguments), seed in zip(programs, seeds, strict=True)]
+    processes = [Process(program, seed) for program, seed in zip(programs, seeds, strict=True)]
     for _ in _drive(backend, processes):
         pass
     return [process.result() for process in processes]
 
 
-def stream_program(
-    backend: Backend, program: Program, arguments: Mapping[str, Any], *, seed: int | None
-) -> Iterator[TextEvent | DoneEvent]:
+def stream_program(backend: Backend, program: Program, *, seed: int | None) -> Iterator[TextEvent | DoneEvent]:
     """Run one program; its generated text comes piece by piece, then the run. Leaving the loop cancels what runs."""
-    process = Process(program, arguments, seed)
+    process = Process(program, seed)
     shown: dict[int, int] = {}
     for running in _drive(backend, [process]):
         for ticket, (_, op) in running.items():
@@ -134,12 +131,16 @@ class Process:
     """One run of a program: its states' transcripts and queues, and the variables so far."""
 
     program: Program
-    arguments: Mapping[str, Any]
     seed: int | None = None
     values: dict[int, Any] = field(default_factory=dict)
     transcripts: dict[int, Transcript] = field(default_factory=lambda: {0: Transcript()})
 
     def __post_init__(self) -> None:
+        if self.program.parameters:
+            raise ValueError(
+                f"program {self.program.name} still takes {', '.join(self.program.parameters)}; give them with "
+                "passes.bind(program, arguments)"
+            )
         self._queues: dict[int, deque[Op]] = {}
         self._waiting: set[int] = set()  # states whose generation runs
         self._outcomes: dict[int, str] = {}
@@ -192,9 +193,9 @@ class Process:
 
     def result(self) -> Run:
         assert self._end is not None, "the program is not at its end"
-        variables = {name: resolve(value, self.values, self.arguments) for name, value in self._end.names}
+        variables = {name: resolve(value, self.values) for name, value in self._end.names}
         transcript = self.transcripts[0]
-        value = resolve(self._end.value, self.values, self.arguments)
+        value = resolve(self._end.value, self.values)
         return Run(transcript.text, transcript.messages(), variables, value)
 
     def _enter(self, block: Block) -> None:
@@ -216,8 +217,8 @@ class Process:
         match op:
             case Text():
                 self.transcripts[op.state] = transcript.add(op.text)
-            case Insert():
-                self.transcripts[op.state] = transcript.add(as_text(op.source, self.values, self.arguments))
+            case Insert(source=VarRef(var=var)):
+                self.transcripts[op.state] = transcript.add(format(self.values[var]))
             case MarkOp():
                 self.transcripts[op.state] = transcript.mark(op.role, begins=op.begins)
             case ForkOp():

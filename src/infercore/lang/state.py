@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
-from infercore.lang.ir import ArgRef, Location, VarRef
+from infercore.lang.ir import ArgRef, VarRef
 from infercore.lang.nodes import Gen, Message, Select
+from infercore.lang.symbols import Symbol
 from infercore.lang.types import Role
-
-_PASSED_OVER = ("infercore.lang", "contextlib", "jaxtyping", "beartype")
-_REFERENCE = re.compile("\ue000([va]):([^\ue000\ue001]*)\ue001")
 
 Self = TypeVar("Self", bound="State[Any]")
 Child = TypeVar("Child")
@@ -64,6 +59,9 @@ class State(ABC, Generic[Child]):
         self._mark(role, begins=False)
 
     def _append(self, value: Any) -> None:
+        if isinstance(value, Symbol):  # first: whatever else asks for its type needs its value
+            self._append_symbol(value)
+            return
         match value:
             case str():
                 self._append_mixed(value)
@@ -77,13 +75,13 @@ class State(ABC, Generic[Child]):
                         self._append(part)
             case bool() | int() | float():
                 self._text(str(value))
-            case _ if getattr(value, "kind", None) in ("str", "int", "float", "bool") and hasattr(value, "reference"):
-                self._insert(value.reference)
             case _:
-                raise TypeError(
-                    f"cannot append a {type(value).__name__}; expected text, a number, gen(...), select(...), a turn "
-                    'such as user(...), or a variable; write f"{value}" to append its text'
-                )
+                raise TypeError(_cannot_append(type(value).__name__))
+
+    def _append_symbol(self, value: Symbol) -> None:
+        if value.kind not in ("str", "int", "float", "bool"):
+            raise TypeError(_cannot_append(value.kind))
+        self._append_mixed(format(value))
 
     def _append_mixed(self, text: str) -> None:
         self._text(text)
@@ -104,43 +102,24 @@ class State(ABC, Generic[Child]):
     def _mark(self, role: Role, *, begins: bool) -> None: ...
 
 
-def in_text(reference: VarRef | ArgRef) -> str:
-    """How a reference stands inside a formatted string until it is appended (in private-use characters)."""
-    if isinstance(reference, VarRef):
-        return f"\ue000v:{reference.var}\ue001"
-    return f"\ue000a:{reference.name}\ue001"
-
-
-def split_references(text: str) -> list[str | VarRef | ArgRef]:
-    """The pieces of a formatted string: plain text (never empty) and references."""
-    pieces: list[str | VarRef | ArgRef] = []
-    start = 0
-    for found in _REFERENCE.finditer(text):
-        pieces.append(text[start : found.start()])
-        kind, name = found.groups()
-        pieces.append(VarRef(int(name)) if kind == "v" else ArgRef(name))
-        start = found.end()
-    pieces.append(text[start:])
-    return [piece for piece in pieces if piece != ""]
-
-
-def caller() -> Location | None:
-    """The innermost line outside of this package: the user's own. Wrappers that check annotations are passed over."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        file = frame.f_code.co_filename
-        if not module.startswith(_PASSED_OVER) and not file.startswith("<@beartype"):
-            return Location(file, frame.f_lineno)
-        frame = frame.f_back
-    return None
-
-
 def checked_fork_count(n: int) -> int:
     if n < 1:
         raise ValueError(f"fork({n}): expected at least 1")
     return n
 
 
+def common_names(own: Sequence[Sequence[str]], order: Sequence[str]) -> list[str]:
+    """Names that every fork set, in the order in which the first one knows them."""
+    shared = set(own[0]).intersection(*own[1:]) if own else set()
+    return [name for name in order if name in shared]
+
+
 def unknown_name(name: str, known: Sequence[str]) -> KeyError:
     return KeyError(f"no variable {name!r} here; known are {sorted(known)}")
+
+
+def _cannot_append(what: str) -> str:
+    return (
+        f"cannot append a {what}; expected text, a number, gen(...), select(...), a turn such as user(...), or a "
+        'variable; write f"{value}" to append its text. Programs are text only: images are out of scope'
+    )
