@@ -9,7 +9,7 @@ from rich.console import Console
 
 from infercore.demo.play import Performance
 from infercore.demo.recorder import Draft
-from infercore.demo.report import agreement, as_json, show_performance, show_scene
+from infercore.demo.report import agreement, as_json, results_table, show_performance, show_scene
 from infercore.demo.stage import Counts, Scene, Side
 from infercore.speculative import TokenTree
 
@@ -56,13 +56,30 @@ def test_people_see_every_side_and_every_loss(performance: Performance) -> None:
         "validated: yes",
         "generate, batch",
         "2.00x",
-        "0.75x, slower",
+        "0.75x,",
+        "slower",
     ):
         assert piece in text
     assert "1 of 2" in text
     order = [text.index(repr(token)) for token in ("<1>", "<4>", "<5>", "<6>")]
     assert order == sorted(order)
     assert "'<9>', from the model itself" in text
+
+
+def test_the_table_fits_a_terminal_of_80_columns(performance: Performance) -> None:
+    slow = dataclasses.replace(
+        FAST, seconds=123.45, num_forwards=12345, num_rows=54321, counts=Counts(123456, 123456, 123456)
+    )
+    long = dataclasses.replace(PEERS[1], name="generate, batch, prefix cache")
+    scene = dataclasses.replace(SCENE, name="extraction", ours=slow, peers=[long])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table(dataclasses.replace(performance, scenes=[scene, LOST])))
+    text = console.export_text()
+    words = ("forwards", "rows", "reused", "forced", "accepted", "speed-up", "123.45 s", "12345", "123456", "0.02x")
+    for word in (*words, "slower", "extraction", "prefix", "1 of 2", "the same"):
+        assert word in text, text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_machines_get_the_same(performance: Performance) -> None:
