@@ -4,10 +4,14 @@ A node is a page: node id = page id, and its children are the pages that may fol
 split, a chain never merged, and giving up the tail of a branch is giving up its last pages. Node 0 (the reserved page)
 is the root of the default namespace; ids from `num_pages` on are the roots of the others.
 
+- Most pages have one child, and it stands just behind them. Such a page says so with one bit, INNER, beside its
+  references: its links are implied, its other fields not even written. So what is inserted, held, given back and
+  evicted as a run of pages costs one word a page, and the rest only where a run ends or branches.
 - A node's first child is found without hashing, through FIRST; its other children stand in one hash table for the whole
   tree, keyed by parent and page tokens. Tokens are always compared, a hash alone never decides.
 - Only the last node of an access is stamped. A node hands its stamp up when it leaves, so a node that has become a
-  leaf carries the latest access to anything that ever hung below it: exact recency at O(1) per access.
+  leaf carries the latest access to anything that ever hung below it: exact recency at O(1) per access. (Stamps that
+  stand in a page since its last life are older than its present one, and never win.)
 - Leaves wait for eviction in a binary heap whose keys may be out of date (too small, never too large): an entry is
   checked when it comes up, and goes back down if it was used since.
 """
@@ -18,32 +22,35 @@ import numpy as np
 
 from infercore._jit import compiled_in_place
 
-# Rows of `fields` (int32 [rows, nodes]).
-PARENT = 0  # parent node; ABSENT: not in the tree; IS_ROOT
+# Rows of `fields` (int32 [rows, nodes]). Of a page that is not cached only STATE means something. Of one that is INNER,
+# FIRST, CHILDREN and ROOT do not, nor does the PARENT of the page behind it: `settle` writes what they would be.
+PARENT = 0  # parent node; IS_ROOT of a root
 FIRST = 1  # a child that is not in the hash table, -1 if none; of a leaf: -2 - (place in the heap), -1 if not there
 CHILDREN = 2  # number of children
-REFS = 3  # references to the page, the tree's own included; of a root: pages cached in its namespace
+STATE = 3  # references to the page, the tree's own included, and flags; of a root: pages cached in its namespace
 BUCKET = 4  # hash table: first node of each bucket, -1 if empty
 CHAIN = 5  # hash table: next node in the same bucket
 STAMP = 6  # clock at the last access that ended here or below a child that has left
-ROOT = 7  # root of the namespace the page is cached in
+ROOT = 7  # root of the namespace the page is cached in; right for leaves and for pages that have just left the tree
 AUX = 8  # what the policy counts, if it counts: uses, a priority, or 1 for "seen before"
 NUM_FIELDS = 8
 
-ABSENT = -1
+REFERENCES = (1 << 28) - 1  # mask of STATE
+CACHED = 1 << 28  # flag of STATE: in the tree
+INNER = 1 << 29  # flag of STATE: cached, and has exactly one child, which is the next page
+SOLE = 1 | CACHED | INNER  # STATE of a page inside a run that nobody holds
+
+ABSENT = -1  # PARENT of a page that is not cached, after `settle`
 IS_ROOT = -2
-_MARKED = -3  # PARENT while an insert checks that no page is named twice
 
 # Entries of `header` (int64).
 NUM_PAGES, PAGE_SIZE, NUM_FREE, NUM_CACHED, NUM_HELD, HEAP_SIZE, CLOCK, CURSOR = 0, 1, 2, 3, 4, 5, 6, 7
 NUM_REMOVED, NUM_COMPARED, POLICY, HAS_AUX, NUM_BUCKETS, SEED, NUM_EVICTED = 8, 9, 10, 11, 12, 13, 14
 BONUS = 15  # SLRU, GHOST: how many clock ticks longer a page lives that was seen before
-GHOST_PAGES, GHOST_SLOTS, GHOST_NEXT = (
-    16,
-    17,
-    18,
-)  # evicted prefixes remembered, places in their table, next in the ring
+GHOST_PAGES, GHOST_SLOTS = 16, 17  # evicted prefixes remembered, places in their table
+GHOST_NEXT = 18  # next place in the ring
 NUM_LOOKUPS, NUM_HITS, NUM_LOOKED_UP, NUM_MATCHED = 19, 20, 21, 22  # the last two in tokens
+FREED = 23  # a page that was freed not long ago
 HEADER_SIZE = 24
 CLOCK_LIMIT = 2**31 - 2**26  # stamps are int32: at this point the clock stands until `age_stamps` sets it back
 
@@ -55,7 +62,8 @@ LRU, FIFO, LFU, SLRU, PRIORITY, GHOST = 0, 1, 2, 3, 4, 5
 
 BLOCK_BITS = 6
 BLOCK = 1 << BLOCK_BITS  # pages per entry of `free_in_block`
-BLOCK_TOKENS = 128  # compared at a time where pages lie side by side
+BLOCK_TOKENS = 128  # compared at a time inside a run
+RUN_TOKENS = 1024  # of a run, whose pages are looked at before their tokens are compared
 RUN_SEARCH = 8192  # pages looked at for a contiguous run before any free pages are taken
 
 
@@ -66,78 +74,28 @@ def match_pages(header, fields, tokens, query, root, touch, hold, out):
 
     touch: count it as a lookup, and as a use of what matched. hold: take a reference on each matched page.
     """
-    page_size = header[PAGE_SIZE]
-    limit = query.shape[0] // page_size
-    # Pages that follow each other in memory are compared several at a time: after the first page, and after a
-    # comparison in vain once as many pages have matched one by one.
-    block_pages = BLOCK_TOKENS // page_size
-    streak = block_pages - 1
-    if block_pages < 2:
-        block_pages = limit + 1  # never: a streak is shorter
-        streak = 0
-    node = root
-    count = 0
-    compared = 0
-    while count < limit:
-        child = fields[FIRST, node]
-        if child >= 0:
-            span = min(block_pages, limit - count)
-            if streak >= block_pages and child + span <= header[NUM_PAGES]:
-                if _is_run(fields, child, span):
-                    compared += span * page_size
-                    if span * page_size == BLOCK_TOKENS:
-                        same = _same_block(tokens, child * page_size, query, count * page_size)
-                    else:
-                        same = _same_span(tokens, child * page_size, query, count * page_size, span * page_size)
-                    if same:
-                        for i in range(span):
-                            out[np.uint64(count + i)] = child + i
-                        count += span
-                        node = child + span - 1
-                        continue
-                    streak = -1  # the single comparison below makes it 0
-            compared += page_size
-            if _same(tokens, child * page_size, query, count * page_size, page_size):
-                out[count] = child
-                count += 1
-                node = child
-                streak += 1
-                continue
-            streak = 0
-            if fields[CHILDREN, node] == 1:
-                break
-        elif fields[CHILDREN, node] == 0:
-            break
-        child = fields[BUCKET, _bucket(header, query, count * page_size, node)]
-        while child >= 0:
-            if fields[PARENT, child] == node:
-                compared += page_size
-                if _same(tokens, child * page_size, query, count * page_size, page_size):
-                    break
-            child = fields[CHAIN, child]
-        if child < 0:
-            break
-        out[count] = child
-        count += 1
-        node = child
-    header[NUM_COMPARED] += compared
+    count = _walk(header, fields, tokens, query, 0, query.shape[0] // header[PAGE_SIZE], root, out)
     if hold:
+        num_held = 0
         for i in range(count):
-            _hold(header, fields, out[i])
+            state = fields[STATE, np.uint64(out[i])] + 1
+            fields[STATE, np.uint64(out[i])] = state
+            num_held += (state & REFERENCES) == 2
+        header[NUM_HELD] += num_held
     if touch:
         header[NUM_LOOKUPS] += 1
         header[NUM_LOOKED_UP] += query.shape[0]
         if count > 0:
             header[NUM_HITS] += 1
-            header[NUM_MATCHED] += count * page_size
-            _touch(header, fields, node, True)
+            header[NUM_MATCHED] += count * header[PAGE_SIZE]
+            _touch(header, fields, out[count - 1], True)
     return count
 
 
 @no_type_check
 @compiled_in_place
 def insert_pages(
-    header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, query, first, node, pages, adopt, aux, out
+    header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, query, first, node, root, pages, adopt, aux, out
 ):
     """Hang logical pages `first`.. of `query` below `node`, page i standing in `pages[i]`; returns how many are new.
 
@@ -146,75 +104,61 @@ def insert_pages(
     to `out[0]`. Returns -1 - i, and has changed nothing, if `pages[i]` cannot be hung: not allocated, or in use
     elsewhere in the tree, or named twice.
     """
-    page_size = header[PAGE_SIZE]
     last = pages.shape[0]
-    # Find where the tree ends first, so that a bad page is noticed before anything changes.
-    stop = first
-    at = node
-    while stop < last:
-        child = _child(header, fields, tokens, query, stop * page_size, at)
-        if child < 0:
-            break
-        at = child
-        stop += 1
-    bad = -1
-    rising = True
-    num_pages = header[NUM_PAGES]
-    i = stop
-    while i < last and bad < 0:
-        run = _run_length(pages, i, last)
-        page = pages[i]
-        rising = rising and (i == stop or page > pages[i - 1])
-        if page < 1 or page + run > num_pages or not _are_uncached(fields, page, run):
-            bad = i
-            while bad < i + run - 1 and 1 <= pages[bad] < num_pages and _are_uncached(fields, pages[bad], 1):
-                bad += 1
-        i += run
-    if bad < 0 and not rising:  # a page may be named twice
-        for i in range(stop, last):
-            if fields[PARENT, pages[i]] == _MARKED:
-                bad = i
-                break
-            fields[PARENT, pages[i]] = _MARKED
-        for i in range(stop, last if bad < 0 else bad):
-            fields[PARENT, pages[i]] = ABSENT
-    if bad >= 0:
-        return -1 - bad
-
-    num_freed = 0
-    if adopt:
-        at = node
-        for i in range(first, stop):
-            at = _child(header, fields, tokens, query, i * page_size, at)
-            page = pages[i]
-            if page != at:
-                _hold(header, fields, at)
-                if _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
-                    num_freed += 1
-                    out[num_freed] = page
-                pages[i] = at
-    out[0] = num_freed
-    root = at if at == 0 or at >= header[NUM_PAGES] else fields[ROOT, at]
-    if stop > first and header[POLICY] >= SLRU and header[POLICY] != PRIORITY:
-        fields[AUX, at] = 1
-    now = header[CLOCK] + 1 + last - stop
-    has_aux = header[HAS_AUX] != 0
-    is_ghost = header[POLICY] == GHOST
-    known = is_ghost
+    known = out[2:]  # behind what the loop over it writes
+    stop = first + _walk(header, fields, tokens, query, first, last, node, known)
+    # Count and mark first, so that a page that is named twice is cached already when it comes again.
     i = stop
     while i < last:
         run = _run_length(pages, i, last)
         page = pages[i]
-        _copy(tokens, page * page_size, query, i * page_size, run * page_size)
-        _set_run(fields, page, run, np.int32(now), root)
-        for j in range(run if has_aux else 0):
-            fields[AUX, page + j] = 0
+        if page < 1 or page + run > header[NUM_PAGES] or not _are_uncached(fields, page, run):
+            bad = i
+            while 1 <= pages[bad] < header[NUM_PAGES] and _are_uncached(fields, pages[bad], 1):
+                bad += 1
+            for j in range(stop, i):
+                fields[STATE, pages[j]] = (fields[STATE, pages[j]] & REFERENCES) - 1
+            return -1 - bad
+        for j in range(run - 1):
+            fields[STATE, np.uint64(page + j)] += np.int32(1 | CACHED | INNER)
+        fields[STATE, page + run - 1] += np.int32(1 | CACHED)
+        i += run
+
+    at = known[stop - first - 1] if stop > first else node
+    num_freed = 0
+    if adopt:
+        for i in range(first, stop):
+            page = pages[i]
+            mine = known[i - first]
+            if page != mine:
+                _hold(header, fields, mine)
+                if _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
+                    num_freed += 1
+                    out[num_freed] = page
+                pages[i] = mine
+    out[0] = num_freed
+    if stop > first and header[POLICY] >= SLRU and header[POLICY] != PRIORITY:
+        fields[AUX, at] = 1
+    now = header[CLOCK] + 1 + last - stop
+    is_ghost = header[POLICY] == GHOST
+    remembered = is_ghost
+    i = stop
+    while i < last:
+        run = _run_length(pages, i, last)
+        page = pages[i]
+        _copy(tokens, page * header[PAGE_SIZE], query, i * header[PAGE_SIZE], run * header[PAGE_SIZE])
+        if header[POLICY] == FIFO:
+            for j in range(run):
+                fields[STAMP, page + j] = now
+        if header[HAS_AUX] != 0:
+            for j in range(run):
+                fields[AUX, page + j] = 0
         if is_ghost:
             above = at
             for j in range(run):
-                ghost[page + j] = _prefix_hash(header, ghost, query, (i + j) * page_size, above)
-                known = known and _forget(header, ghost, ghost[page + j])
-                fields[AUX, page + j] = 1 if known else 0
+                ghost[page + j] = _prefix_hash(header, ghost, query, (i + j) * header[PAGE_SIZE], above)
+                remembered = remembered and _forget(header, ghost, ghost[page + j])
+                fields[AUX, page + j] = 1 if remembered else 0
                 above = page + j
         if i == stop:
             _link(header, fields, tokens, heap_ids, heap_keys, page, at)
@@ -223,12 +167,13 @@ def insert_pages(
             fields[CHILDREN, at] = 1
             fields[PARENT, page] = at
         at = page + run - 1
-        _chain_run(fields, page, run)
+        fields[FIRST, at] = -1
+        fields[CHILDREN, at] = 0
+        fields[ROOT, at] = root
         i += run
     header[NUM_HELD] += last - stop
-    if last > stop:
-        fields[REFS, root] += last - stop - 1
-        header[NUM_CACHED] += last - stop - 1
+    header[NUM_CACHED] += last - stop
+    fields[STATE, root] += last - stop
     if last > first:
         header[CLOCK] = now - 1
         _touch(header, fields, at, stop == last)
@@ -246,30 +191,35 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, g
     are listed in `out` behind the taken ones. `parents` is scratch.
     """
     missing = count - header[NUM_FREE]
-    num_evicted = 0
-    if missing > 0:
-        if missing > header[NUM_CACHED] - header[NUM_HELD]:
-            return -1
-        num_evicted = _evict(
-            header, fields, tokens, free_in_block, heap_ids, heap_keys, missing, -1, out[count:], parents
-        )
-        if num_evicted < missing:  # leaves that someone holds stand before pages that nobody holds: put all back
-            for i in range(num_evicted - 1, -1, -1):
-                page = out[count + i]
-                fields[REFS, page] = 1
-                header[NUM_FREE] -= 1
-                header[NUM_REMOVED] -= 1
-                header[NUM_EVICTED] -= 1
-                free_in_block[page >> BLOCK_BITS] -= 1
-                if header[POLICY] == LFU:  # stamps and marks may stay handed up, counts would count twice
-                    fields[AUX, parents[i]] -= fields[AUX, page]
-                _link(header, fields, tokens, heap_ids, heap_keys, page, parents[i])
-                if fields[CHILDREN, page] == 0:
-                    _push(header, fields, heap_ids, heap_keys, page)
-            return -1
-        _remember_all(header, ghost, out[count:], num_evicted)
-        header[CURSOR] = out[count + num_evicted - 1]  # the lowest page of a run that has just become free
-    _take(header, fields, free_in_block, count, after, out)
+    if missing <= 0:
+        _take(header, fields, free_in_block, count, after, out)
+        return 0
+    if missing > header[NUM_CACHED] - header[NUM_HELD]:
+        return -1
+    evicted = out[count:]
+    num_evicted = _evict(header, fields, tokens, heap_ids, heap_keys, missing, -1, evicted, parents)
+    if num_evicted < missing:  # leaves that someone holds stand before pages that nobody holds: put all back
+        spread_roots(fields, evicted, parents, num_evicted)
+        for i in range(num_evicted - 1, -1, -1):
+            page = evicted[i]
+            if header[POLICY] == LFU:  # stamps and marks may stay handed up, counts would count twice
+                fields[AUX, parents[i]] -= fields[AUX, page]
+            fields[STATE, page] += CACHED
+            fields[STATE, fields[ROOT, page]] += 1
+            _link(header, fields, tokens, heap_ids, heap_keys, page, parents[i])
+            fields[FIRST, page] = -1
+            fields[CHILDREN, page] = 0
+            _push(header, fields, heap_ids, heap_keys, page)
+        header[NUM_CACHED] += num_evicted
+        header[NUM_REMOVED] -= num_evicted
+        header[NUM_EVICTED] -= num_evicted
+        return -1
+    _remember_all(header, ghost, evicted, num_evicted)
+    header[CURSOR] = header[FREED]
+    num_free = header[NUM_FREE]
+    _take(header, fields, free_in_block, num_free, after, out)
+    for i in range(num_evicted):  # branches went from their tails: turned round they are in the order of memory
+        out[num_free + i] = evicted[num_evicted - 1 - i]
     return num_evicted
 
 
@@ -278,17 +228,21 @@ def allocate_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, g
 def evict_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, ghost, count, root, out, parents):
     """Evict up to `count` pages, worst leaf first, each branch from its tail; their ids go to `out`, returns how many.
 
-    root: evict from this namespace only, -1 for any. Leaves that someone holds are passed over. `parents` is scratch.
+    root: evict from this namespace only, -1 for any. Leaves that someone holds are passed over. `parents[i]` becomes
+    the node that `out[i]` hung below.
     """
-    done = _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents)
+    done = _evict(header, fields, tokens, heap_ids, heap_keys, count, root, out, parents)
     _remember_all(header, ghost, out, done)
+    for i in range(done):
+        fields[STATE, out[i]] = 0
+        _free(header, free_in_block, out[i])
     return done
 
 
 @no_type_check
 @compiled_in_place
-def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, root, out, parents):
-    """As `evict_pages`, without a trace in the history; `parents[i]` is where `out[i]` hung."""
+def _evict(header, fields, tokens, heap_ids, heap_keys, count, root, out, parents):
+    """As `evict_pages`, without a trace in the history, and the tree's reference on each page passes to the caller."""
     done = 0
     while done < count:
         place = 0
@@ -297,7 +251,7 @@ def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, ro
         if place < 0 or place >= header[HEAP_SIZE]:
             break
         page = heap_ids[place]
-        if fields[REFS, page] != 1:
+        if fields[STATE, page] != (1 | CACHED):
             _remove(header, fields, heap_ids, heap_keys, place)
             continue
         key = _key(header, fields, page)
@@ -311,34 +265,67 @@ def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, ro
         if root < 0:
             limit = heap_keys[0] if header[HEAP_SIZE] > 0 else np.int64(2**62)
         branch_root = fields[ROOT, page]
-        num_inner = 0
+        before = done
         while True:
-            parent = fields[PARENT, page]
-            if fields[CHILDREN, parent] == 1 and fields[FIRST, parent] == page and fields[PARENT, parent] >= 0:
-                num_inner += 1  # as `_unlink`, the counters all at once below
-                fields[FIRST, parent] = -1
-                fields[CHILDREN, parent] = 0
-                fields[PARENT, page] = ABSENT
-                _hand_up(header, fields, page, parent)
-            else:
-                _unlink(header, fields, tokens, page)
-            fields[REFS, page] = 0
-            free_in_block[page >> BLOCK_BITS] += 1
+            if header[POLICY] == LRU:
+                moved = _evict_inner(fields, page, count - done, limit, out[done:], parents[done:])
+                if moved > 0:
+                    done += moved
+                    page -= moved
+                    fields[ROOT, page] = branch_root
+                    if done == count or fields[STAMP, page] > limit:
+                        _push(header, fields, heap_ids, heap_keys, page)
+                        break
+            parent = _unlink(header, fields, tokens, page)
             out[done] = page
             parents[done] = parent
             done += 1
-            if fields[PARENT, parent] < 0 or fields[CHILDREN, parent] != 0 or fields[REFS, parent] != 1:
+            if _is_root(header, parent) or fields[STATE, parent] != (1 | CACHED) or fields[CHILDREN, parent] != 0:
                 break
             if done == count or _key(header, fields, parent) > limit:
                 _push(header, fields, heap_ids, heap_keys, parent)
                 break
             page = parent
-        fields[REFS, branch_root] -= num_inner
-        header[NUM_CACHED] -= num_inner
-        header[NUM_REMOVED] += num_inner
-    header[NUM_FREE] += done
+        fields[STATE, branch_root] -= done - before
+        header[NUM_CACHED] -= done - before
+    header[NUM_REMOVED] += done
     header[NUM_EVICTED] += done
     return done
+
+
+@no_type_check
+@compiled_in_place
+def _evict_inner(fields, page, count, limit, out, parents):
+    """Under LRU, take the leaf `page` and those before it out of a run of pages; returns how many.
+
+    Stops at `count`, before a page that is held or branches, and before one used later than `limit`. The page before
+    the last one taken is a leaf then, and does not wait for eviction yet. Reads and writes two words a page.
+    """
+    done = 0
+    at = np.uint64(page)
+    stamp = fields[STAMP, at]
+    while done < count and stamp <= limit and fields[STATE, at - np.uint64(1)] == SOLE:
+        fields[STATE, at] = 1
+        out[np.uint64(done)] = np.int32(at)
+        at -= np.uint64(1)
+        parents[np.uint64(done)] = np.int32(at)
+        stamp = max(stamp, fields[STAMP, at])
+        done += 1
+    if done > 0:
+        fields[STATE, at] = 1 | CACHED
+        fields[STAMP, at] = stamp
+        fields[FIRST, at] = -1
+        fields[CHILDREN, at] = 0
+    return done
+
+
+@no_type_check
+@compiled_in_place
+def spread_roots(fields, pages, parents, count):
+    """After an eviction: write the namespace into ROOT of every page that went, not only of those that were leaves."""
+    for i in range(1, count):
+        if parents[i - 1] == pages[i]:
+            fields[ROOT, pages[i]] = fields[ROOT, pages[i - 1]]
 
 
 @no_type_check
@@ -346,7 +333,7 @@ def _evict(header, fields, tokens, free_in_block, heap_ids, heap_keys, count, ro
 def retain_pages(header, fields, pages):
     """One more reference on each page; returns 0, or -1 - i and changes nothing if `pages[i]` is not allocated."""
     for i in range(pages.shape[0]):
-        if pages[i] < 1 or pages[i] >= header[NUM_PAGES] or fields[REFS, pages[i]] < 1:
+        if pages[i] < 1 or pages[i] >= header[NUM_PAGES] or fields[STATE, pages[i]] == 0:
             return -1 - i
     for i in range(pages.shape[0]):
         _hold(header, fields, pages[i])
@@ -361,42 +348,34 @@ def release_pages(header, fields, free_in_block, heap_ids, heap_keys, pages, out
     Returns -1 - i, and changes nothing, if the caller can hold no reference on `pages[i]` (the tree's own does not
     count); a page may be named as often as it is held.
     """
-    bad = -1
-    rising = True
     num_pages = header[NUM_PAGES]
-    for i in range(pages.shape[0]):
-        page = pages[i]
-        if page < 1 or page >= num_pages or fields[REFS, page] <= (0 if fields[PARENT, page] == ABSENT else 1):
-            bad = i
-            break
-        rising = rising and (i == 0 or page > pages[i - 1])
-    if bad < 0 and not rising:  # a page may be named more often than it is held: try, and take back
-        done = pages.shape[0]
-        for i in range(pages.shape[0]):
-            page = pages[i]
-            if fields[REFS, page] <= (0 if fields[PARENT, page] == ABSENT else 1):
-                bad = done = i
-                break
-            fields[REFS, page] -= 1
-        for i in range(done):
-            fields[REFS, pages[i]] += 1
-    if bad >= 0:
-        return -1 - bad
+    last = pages.shape[0]
     num_freed = 0
     num_let_go = 0
-    for i in range(pages.shape[0]):
-        page = np.uint64(pages[i])
-        left = fields[REFS, page] - 1
-        fields[REFS, page] = left
-        if left == 0:
-            free_in_block[page >> np.uint64(BLOCK_BITS)] += 1
-            out[num_freed] = pages[i]
-            num_freed += 1
-        elif left == 1 and fields[PARENT, page] != ABSENT:
+    num_leaves = 0  # at the end of `out`, which has a place for each page
+    for i in range(last):
+        page = pages[i]
+        state = np.int32(0)
+        if 0 < page < num_pages:
+            state = fields[STATE, np.uint64(page)]
+        if (state & REFERENCES) <= (1 if state & CACHED else 0):
+            for j in range(i):
+                fields[STATE, pages[j]] += 1
+            return -1 - i
+        state -= np.int32(1)
+        fields[STATE, np.uint64(page)] = state
+        if (state & ~INNER) == (1 | CACHED):
             num_let_go += 1
-            if fields[CHILDREN, page] == 0 and fields[FIRST, page] == -1:
-                _push(header, fields, heap_ids, heap_keys, pages[i])
-    header[NUM_FREE] += num_freed
+            if state & INNER == 0:
+                num_leaves += 1
+                out[last - num_leaves] = page
+        elif state == 0:
+            out[num_freed] = page
+            num_freed += 1
+    for i in range(last - num_leaves, last):
+        _push_if_leaf(header, fields, heap_ids, heap_keys, out[i])
+    for i in range(num_freed):
+        _free(header, free_in_block, out[i])
     header[NUM_HELD] -= num_let_go
     return num_freed
 
@@ -408,12 +387,13 @@ def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, gho
 
     Pages that nobody else holds are freed; the others stay with their holders. `marks` (int8 [nodes]) is scratch.
     """
+    settle(header, fields)
     num_pages = header[NUM_PAGES]
-    is_root = fields[PARENT, node] == IS_ROOT
+    is_root = _is_root(header, node)
     count = 0
     if is_root:
         for page in range(1, num_pages):
-            if fields[PARENT, page] != ABSENT and fields[ROOT, page] == node:
+            if fields[STATE, page] & CACHED and fields[ROOT, page] == node:
                 out[count] = page
                 count += 1
     else:
@@ -432,27 +412,60 @@ def remove_pages(header, fields, tokens, free_in_block, heap_ids, heap_keys, gho
                 marks[at] = verdict
                 at = fields[PARENT, at]
         for page in range(1, num_pages):
-            if marks[page] == 1 and fields[PARENT, page] != ABSENT:
+            if marks[page] == 1 and fields[STATE, page] & CACHED:
                 out[count] = page
                 count += 1
     # A page may go once all below it have: cut leaves, climbing while the parent is to go as well.
     above = fields[PARENT, node]
+    branch_root = node if is_root else fields[ROOT, node]
     for i in range(count):
         page = out[i]
-        while fields[PARENT, page] >= 0 and fields[CHILDREN, page] == 0 and (is_root or marks[page] == 1):
-            parent = fields[PARENT, page]
+        while (
+            not _is_root(header, page)
+            and fields[STATE, page] & CACHED
+            and fields[CHILDREN, page] == 0
+            and (is_root or marks[page] == 1)
+        ):
             if fields[FIRST, page] < -1:
                 _remove(header, fields, heap_ids, heap_keys, -2 - fields[FIRST, page])
-            if fields[REFS, page] > 1:
+            parent = _unlink(header, fields, tokens, page)
+            if fields[STATE, page] > 1:
                 header[NUM_HELD] -= 1
-            _unlink(header, fields, tokens, page)
-            fields[REFS, page] -= 1
-            if fields[REFS, page] == 0:
+            fields[STATE, page] -= 1
+            if fields[STATE, page] == 0:
                 _free(header, free_in_block, page)
             page = parent
-    if above >= 0:
+    fields[STATE, branch_root] -= count
+    header[NUM_CACHED] -= count
+    header[NUM_REMOVED] += count
+    if above > 0:
         _push_if_leaf(header, fields, heap_ids, heap_keys, above)
     return count
+
+
+@no_type_check
+@compiled_in_place
+def settle(header, fields):
+    """Write the fields that runs of pages imply, so that PARENT, FIRST, CHILDREN and ROOT of every page can be read.
+
+    PARENT of a page that is not cached becomes ABSENT. Changes nothing that the tree means. O(pool).
+    """
+    for page in range(1, header[NUM_PAGES]):
+        if fields[STATE, page] & CACHED == 0:
+            fields[PARENT, page] = ABSENT
+            continue
+        fields[PARENT, page] = _parent_of(fields, page)
+        if fields[STATE, page] & INNER:
+            fields[FIRST, page] = page + 1
+            fields[CHILDREN, page] = 1
+        if fields[CHILDREN, page] > 0:
+            fields[ROOT, page] = -1
+    for page in range(1, header[NUM_PAGES]):  # from each leaf up, to where another leaf has been
+        if fields[STATE, page] & CACHED and fields[CHILDREN, page] == 0:
+            at = fields[PARENT, page]
+            while not _is_root(header, at) and fields[ROOT, at] < 0:
+                fields[ROOT, at] = fields[ROOT, page]
+                at = fields[PARENT, at]
 
 
 @no_type_check
@@ -487,110 +500,124 @@ def slots_of(pages, start, page_size, out):
 
 @no_type_check
 @compiled_in_place
-def _child(header, fields, tokens, query, start, node):
-    """The child of `node` that holds the page of tokens at `query[start:]`, -1 if there is none."""
+def _walk(header, fields, tokens, query, first, last, node, out):
+    """Walk down from `node` along the logical pages `first` .. `last` - 1 of `query`; pages found go to `out`.
+
+    Returns how many. Compares no token of the query twice but at branches, where the first child is tried before the
+    others are looked up: at most L + page_size x (nodes on the path) comparisons, collisions of the hash aside.
+    """
     page_size = header[PAGE_SIZE]
-    child = fields[FIRST, node]
-    if child >= 0 and _same(tokens, child * page_size, query, start, page_size):
-        return child
-    if fields[CHILDREN, node] <= (1 if child >= 0 else 0):
-        return -1
-    child = fields[BUCKET, _bucket(header, query, start, node)]
-    while child >= 0:
-        if fields[PARENT, child] == node and _same(tokens, child * page_size, query, start, page_size):
-            return child
-        child = fields[CHAIN, child]
-    return -1
+    longest = max(1, RUN_TOKENS // page_size)
+    todo = last - first
+    count = 0
+    compared = 0
+    while count < todo:
+        start = (first + count) * page_size
+        inside = fields[STATE, node] & INNER
+        child = node + 1 if inside else fields[FIRST, node]
+        if inside or (child >= 0 and fields[CHILDREN, node] == 1):  # an only child: nothing else to compare with
+            run = 1 + _num_inner(fields, child, min(longest, todo - count, header[NUM_PAGES] - child) - 1)
+            same = _first_difference(tokens, child * page_size, query, start, run * page_size)
+            found = same // page_size
+            for i in range(found):
+                out[np.uint64(count + i)] = np.int32(child + i)
+            count += found
+            compared += min(run * page_size, same + 1)
+            if found < run:
+                break
+            node = child + run - 1
+            continue
+        if child >= 0:
+            compared += page_size
+            if _same(tokens, child * page_size, query, start, page_size):
+                out[count] = child
+                count += 1
+                node = child
+                continue
+        elif fields[CHILDREN, node] == 0:
+            break
+        child = fields[BUCKET, _bucket(header, query, start, node)]
+        while child >= 0:
+            if fields[PARENT, child] == node:
+                compared += page_size
+                if _same(tokens, child * page_size, query, start, page_size):
+                    break
+            child = fields[CHAIN, child]
+        if child < 0:
+            break
+        out[count] = child
+        count += 1
+        node = child
+    header[NUM_COMPARED] += compared
+    return count
 
 
 @no_type_check
 @compiled_in_place
-def _run_length(pages, start, stop):
-    """How many of `pages[start:stop]` follow each other in memory from the first on."""
-    at = start + 1
-    while at < stop and pages[at] == pages[at - 1] + 1:
+def _num_inner(fields, page, count):
+    """How many of the `count` pages from `page` on are INNER before one is not."""
+    inner = np.int32(INNER)
+    for i in range(count):
+        inner &= fields[STATE, np.uint64(page + i)]
+    if inner != 0:
+        return count
+    at = 0
+    while at < count and fields[STATE, page + at] & INNER:
         at += 1
-    return at - start
+    return at
 
 
 @no_type_check
 @compiled_in_place
-def _are_uncached(fields, page, count):
-    """Whether `count` pages from `page` on are allocated, and not in the tree."""
-    cached = np.int32(0)
-    free = np.int32(0)
-    for i in range(count):
-        cached |= fields[PARENT, np.uint64(page + i)] ^ np.int32(ABSENT)
-        free |= fields[REFS, np.uint64(page + i)] - np.int32(1)  # negative for a free page
-    return cached == 0 and free >= 0
+def _first_difference(tokens, start, query, query_start, count):
+    """How many of `count` tokens agree before the first that does not. No token is compared twice."""
+    done = 0
+    while done + BLOCK_TOKENS <= count:
+        same = _agreeing(tokens, start + done, query, query_start + done, BLOCK_TOKENS)
+        if same < BLOCK_TOKENS:  # a branch, so that the next block does not wait for this one
+            return done + same
+        done += BLOCK_TOKENS
+    if done + 64 <= count:
+        same = _agreeing(tokens, start + done, query, query_start + done, 64)
+        if same < 64:
+            return done + same
+        done += 64
+    if done + 32 <= count:
+        same = _agreeing(tokens, start + done, query, query_start + done, 32)
+        if same < 32:
+            return done + same
+        done += 32
+    if done + 16 <= count:
+        same = _agreeing(tokens, start + done, query, query_start + done, 16)
+        if same < 16:
+            return done + same
+        done += 16
+    while done < count and tokens[start + done] == query[query_start + done]:
+        done += 1
+    return done
 
 
 @no_type_check
 @compiled_in_place
-def _set_run(fields, page, count, stamp, root):
-    for i in range(count):
-        fields[STAMP, np.uint64(page + i)] = stamp
-    for i in range(count):
-        fields[ROOT, np.uint64(page + i)] = root
-    for i in range(count):
-        fields[REFS, np.uint64(page + i)] += np.int32(1)
+def _agreeing(tokens, start, query, query_start, size):
+    """As `_first_difference`; with a literal `size` the loop is one of vector operations without branches.
 
-
-@no_type_check
-@compiled_in_place
-def _chain_run(fields, page, count):
-    """Hang pages that follow each other in memory one below the other; where the first hangs is not its matter."""
-    for i in range(count - 1):
-        fields[FIRST, np.uint64(page + i)] = np.int32(page + i + 1)
-    for i in range(count - 1):
-        fields[CHILDREN, np.uint64(page + i)] = np.int32(1)
-    for i in range(count - 1):
-        fields[PARENT, np.uint64(page + i + 1)] = np.int32(page + i)
-    fields[FIRST, page + count - 1] = -1
-    fields[CHILDREN, page + count - 1] = 0
-
-
-@no_type_check
-@compiled_in_place
-def _is_run(fields, page, count):
-    """Whether `page` .. `page + count - 1` are each the first child of the one before."""
-    different = np.int32(0)
-    for i in range(count - 1):
-        different |= fields[FIRST, np.uint64(page + i)] ^ np.int32(page + i + 1)
-    return different == 0
-
-
-@no_type_check
-@compiled_in_place
-def _same_block(tokens, start, query, query_start):
-    """As `_same`, for BLOCK_TOKENS tokens."""
+    A minimum of places is as fast as asking whether any token differs. Unsigned indices: numba asks of signed ones
+    whether they count from the end, which keeps the loop from vector units.
+    """
     at = np.uint64(start)
     query_at = np.uint64(query_start)
-    different = np.int32(0)
-    for i in range(BLOCK_TOKENS):
-        different |= tokens[at + np.uint64(i)] ^ query[query_at + np.uint64(i)]
-    return different == 0
-
-
-@no_type_check
-@compiled_in_place
-def _same_span(tokens, start, query, query_start, count):
-    """As `_same_block`, for any number of tokens."""
-    at = np.uint64(start)
-    query_at = np.uint64(query_start)
-    different = np.int32(0)
-    for i in range(count):
-        different |= tokens[at + np.uint64(i)] ^ query[query_at + np.uint64(i)]
-    return different == 0
+    same = np.int32(size)
+    for i in range(size):
+        here = np.int32(i) if tokens[at + np.uint64(i)] != query[query_at + np.uint64(i)] else np.int32(size)
+        same = min(same, here)
+    return same
 
 
 @no_type_check
 @compiled_in_place
 def _same(tokens, start, query, query_start, page_size):
-    """Whether one page of tokens equals one page of `query`; without branches inside a page of 16.
-
-    Unsigned indices: numba asks of signed ones whether they count from the end, which keeps the loop from vector units.
-    """
+    """Whether one page of tokens equals one page of `query`; without branches inside a page of 16."""
     at = np.uint64(start)
     query_at = np.uint64(query_start)
     if page_size == 16:
@@ -615,6 +642,28 @@ def _copy(tokens, start, query, query_start, count):
 
 @no_type_check
 @compiled_in_place
+def _run_length(pages, start, stop):
+    """How many of `pages[start:stop]` follow each other in memory from the first on."""
+    at = start + 1
+    while at < stop and pages[at] == pages[at - 1] + 1:
+        at += 1
+    return at - start
+
+
+@no_type_check
+@compiled_in_place
+def _are_uncached(fields, page, count):
+    """Whether `count` pages from `page` on are allocated, and not in the tree."""
+    flags = np.int32(0)
+    free = np.int32(0)
+    for i in range(count):
+        flags |= fields[STATE, np.uint64(page + i)]
+        free |= fields[STATE, np.uint64(page + i)] - np.int32(1)  # negative for a free page
+    return flags & CACHED == 0 and free >= 0
+
+
+@no_type_check
+@compiled_in_place
 def _bucket(header, query, start, node):
     """Hash of (parent, page tokens), seeded per cache; 31-bit steps, so that plain Python integers give the same."""
     mixed = header[SEED] ^ (node * 2)
@@ -626,12 +675,31 @@ def _bucket(header, query, start, node):
 
 @no_type_check
 @compiled_in_place
+def _is_root(header, node):
+    return node == 0 or node >= header[NUM_PAGES]
+
+
+@no_type_check
+@compiled_in_place
+def _parent_of(fields, page):
+    return page - 1 if fields[STATE, page - 1] & INNER else fields[PARENT, page]
+
+
+@no_type_check
+@compiled_in_place
 def _link(header, fields, tokens, heap_ids, heap_keys, page, parent):
-    """Hang `page` (its tokens, stamp and root are set) below `parent` as a leaf that does not wait for eviction yet."""
+    """Hang `page`, whose tokens and STATE are set, below `parent`. Counts nothing."""
+    if fields[STATE, parent] & INNER and not _is_root(header, parent):  # it branches now: what was implied is written
+        fields[STATE, parent] -= INNER
+        fields[FIRST, parent] = parent + 1
+        fields[CHILDREN, parent] = 1
+        fields[PARENT, parent + 1] = parent
     if fields[CHILDREN, parent] == 0:
         if fields[FIRST, parent] < -1:
             _remove(header, fields, heap_ids, heap_keys, -2 - fields[FIRST, parent])
         fields[FIRST, parent] = page
+        if page == parent + 1 and parent > 0:
+            fields[STATE, parent] += INNER
     elif fields[FIRST, parent] == -1:
         fields[FIRST, parent] = page
     else:
@@ -639,18 +707,44 @@ def _link(header, fields, tokens, heap_ids, heap_keys, page, parent):
         fields[CHAIN, page] = fields[BUCKET, bucket]
         fields[BUCKET, bucket] = page
     fields[CHILDREN, parent] += 1
-    fields[CHILDREN, page] = 0
-    fields[FIRST, page] = -1
     fields[PARENT, page] = parent
-    fields[REFS, fields[ROOT, page]] += 1
-    header[NUM_CACHED] += 1
 
 
 @no_type_check
 @compiled_in_place
 def _unlink(header, fields, tokens, page):
-    """Take a leaf that does not wait for eviction out of the tree; its parent inherits how recently it was used."""
-    parent = fields[PARENT, page]
+    """Take a leaf that does not wait for eviction out of the tree; returns its parent. Counts nothing.
+
+    The parent inherits how recently the page was used.
+    """
+    parent = _parent_of(fields, page)
+    fields[STATE, page] -= CACHED
+    if _is_root(header, parent):
+        _forget_child(header, fields, tokens, page, parent)
+        return parent
+    if fields[STATE, parent] & INNER:
+        fields[STATE, parent] -= INNER
+        fields[FIRST, parent] = -1
+        fields[CHILDREN, parent] = 0
+    else:
+        _forget_child(header, fields, tokens, page, parent)
+        if fields[CHILDREN, parent] == 1 and fields[FIRST, parent] == parent + 1:
+            fields[STATE, parent] += INNER
+    fields[ROOT, parent] = fields[ROOT, page]
+    if header[POLICY] != FIFO and fields[STAMP, page] > fields[STAMP, parent]:
+        fields[STAMP, parent] = fields[STAMP, page]
+    if header[HAS_AUX]:
+        if header[POLICY] == LFU:
+            fields[AUX, parent] = min(fields[AUX, parent] + fields[AUX, page], 1 << 30)
+        else:
+            fields[AUX, parent] = max(fields[AUX, parent], fields[AUX, page])
+    return parent
+
+
+@no_type_check
+@compiled_in_place
+def _forget_child(header, fields, tokens, page, parent):
+    """Take `page` out of the children of a node that is not INNER."""
     if fields[FIRST, parent] == page:
         fields[FIRST, parent] = -1
     else:
@@ -663,25 +757,6 @@ def _unlink(header, fields, tokens, page):
                 at = fields[CHAIN, at]
             fields[CHAIN, at] = fields[CHAIN, page]
     fields[CHILDREN, parent] -= 1
-    fields[PARENT, page] = ABSENT
-    fields[REFS, fields[ROOT, page]] -= 1
-    header[NUM_CACHED] -= 1
-    header[NUM_REMOVED] += 1
-    if fields[PARENT, parent] != IS_ROOT:
-        _hand_up(header, fields, page, parent)
-
-
-@no_type_check
-@compiled_in_place
-def _hand_up(header, fields, page, parent):
-    """A page that leaves passes how recently, and how often, it was used to its parent."""
-    if header[POLICY] != FIFO and fields[STAMP, page] > fields[STAMP, parent]:
-        fields[STAMP, parent] = fields[STAMP, page]
-    if header[HAS_AUX]:
-        if header[POLICY] == LFU:
-            fields[AUX, parent] = min(fields[AUX, parent] + fields[AUX, page], 1 << 30)
-        else:
-            fields[AUX, parent] = max(fields[AUX, parent], fields[AUX, page])
 
 
 @no_type_check
@@ -783,8 +858,8 @@ def _forget(header, ghost, hashed):
 @no_type_check
 @compiled_in_place
 def _hold(header, fields, page):
-    fields[REFS, page] += 1
-    if fields[REFS, page] == 2 and fields[PARENT, page] != ABSENT:
+    fields[STATE, page] += 1
+    if fields[STATE, page] & ~INNER == 2 | CACHED:
         header[NUM_HELD] += 1
 
 
@@ -792,11 +867,11 @@ def _hold(header, fields, page):
 @compiled_in_place
 def _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
     """Give one reference back; True if that freed the page. A leaf that only the tree holds waits for eviction."""
-    fields[REFS, page] -= 1
-    if fields[REFS, page] == 0:
+    fields[STATE, page] -= 1
+    if fields[STATE, page] == 0:
         _free(header, free_in_block, page)
         return True
-    if fields[REFS, page] == 1 and fields[PARENT, page] != ABSENT:
+    if fields[STATE, page] & ~INNER == 1 | CACHED:
         header[NUM_HELD] -= 1
         _push_if_leaf(header, fields, heap_ids, heap_keys, page)
     return False
@@ -806,6 +881,7 @@ def _unhold(header, fields, free_in_block, heap_ids, heap_keys, page):
 @compiled_in_place
 def _free(header, free_in_block, page):
     header[NUM_FREE] += 1
+    header[FREED] = page
     free_in_block[page >> BLOCK_BITS] += 1
 
 
@@ -817,8 +893,8 @@ def _take(header, fields, free_in_block, count, after, out):
     header[NUM_FREE] -= count
     taken = 0
     page = after + 1
-    while 0 < page < num_pages and taken < count and fields[REFS, page] == 0:
-        fields[REFS, page] = 1
+    while 0 < page < num_pages and taken < count and fields[STATE, page] == 0:
+        fields[STATE, page] = 1
         free_in_block[page >> BLOCK_BITS] -= 1
         out[taken] = page
         taken += 1
@@ -836,8 +912,8 @@ def _take(header, fields, free_in_block, count, after, out):
         if (page & (BLOCK - 1)) == 0 and free_in_block[page >> BLOCK_BITS] == 0:
             page += BLOCK
             continue
-        if fields[REFS, np.uint64(page)] == 0:
-            fields[REFS, np.uint64(page)] = 1
+        if fields[STATE, np.uint64(page)] == 0:
+            fields[STATE, np.uint64(page)] = 1
             free_in_block[np.uint64(page >> BLOCK_BITS)] -= 1
             out[np.uint64(taken)] = page
             taken += 1
@@ -862,7 +938,7 @@ def _find_run(header, fields, free_in_block, count):
             run = 0
             budget -= 1
             continue
-        if fields[REFS, page] == 0:
+        if fields[STATE, page] == 0:
             run += 1
             if run == count:
                 return page - count + 1
@@ -889,12 +965,7 @@ def _key(header, fields, page):
 @compiled_in_place
 def _push_if_leaf(header, fields, heap_ids, heap_keys, page):
     """Let `page` wait for eviction if it is a leaf that only the tree holds, and does not wait already."""
-    if (
-        fields[PARENT, page] >= 0
-        and fields[CHILDREN, page] == 0
-        and fields[FIRST, page] == -1
-        and fields[REFS, page] == 1
-    ):
+    if fields[STATE, page] == 1 | CACHED and fields[CHILDREN, page] == 0 and fields[FIRST, page] == -1:
         _push(header, fields, heap_ids, heap_keys, page)
 
 

@@ -32,7 +32,7 @@ class PageAllocator:
         """References on a page; 0 if it is free."""
         if not 0 < page_id <= self.num_total:
             raise ValueError(f"page {page_id} does not exist, expected 1 to {self.num_total}")
-        return int(self.layout.fields[c.REFS, page_id])
+        return int(self.layout.fields[c.STATE, page_id]) & c.REFERENCES
 
     def allocate(self, num_pages: int, *, after: int = -1) -> npt.NDArray[np.int32]:
         """`num_pages` free pages with one reference each, in a contiguous run where one is near.

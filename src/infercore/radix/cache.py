@@ -100,23 +100,19 @@ class PrefixCache:
                 count = 0
             else:
                 count = c.match_pages(self._header, self._fields, self._token_pool, tokens, root, True, False, pages)
-        return Match(count * page_size, pages[:count], tokens, namespace)
+            num_removed = self._header.item(c.NUM_REMOVED)
+        return Match(count * page_size, pages[:count], tokens, namespace, num_removed)
 
     @contextmanager
     def lock(self, match: Match) -> Iterator[Match]:
         """Hold the pages of `match` for the length of a `with` block: they are not evicted.
 
         Raises: ValueError if part of it has been evicted since; match again.
+        Cost: O(pages); if anything has left the tree since, the prefix is looked up again.
         """
         with self._lock:
-            root = self._roots.get(match.namespace, -1)
-            tokens = match.token_ids[: match.num_tokens]
-            count = c.match_pages(*self._tree, tokens, root, False, False, self._found) if root >= 0 else 0
-            if not np.array_equal(self._found[:count], match.page_ids):
-                raise ValueError(
-                    f"{len(match.page_ids) - count} pages of this match have been evicted since; match again, and lock "
-                    "before anything is allocated"
-                )
+            if match.num_removed != self._header[c.NUM_REMOVED]:
+                self._check_stands(match)
             self.allocator.retain(match.page_ids)
         try:
             yield match
@@ -144,7 +140,7 @@ class PrefixCache:
             )
         with self._lock:
             root = self._root(namespace)
-            num_new = self._insert(tokens, 0, root, pages[:count], adopt=False, priority=priority)
+            num_new = self._insert(tokens, 0, root, root, pages[:count], adopt=False, priority=priority)
         self._tell()
         return num_new * self.page_size
 
@@ -227,6 +223,7 @@ class PrefixCache:
         with self._lock:
             root = self._roots.get(namespace, -1)
             count = c.match_pages(*self._tree, tokens, root, False, False, self._found) if root >= 0 else 0
+            self.allocator.layout.settle()
             children = self._fields[c.CHILDREN]
             if not count or (count < len(tokens) // self.page_size and children[self._found[count - 1]]):
                 return 0
@@ -389,6 +386,17 @@ class PrefixCache:
         ]
         return "\n".join(shown)
 
+    def _check_stands(self, match: Match) -> None:
+        """Raises: ValueError if the prefix of `match` is not cached in the same pages any more."""
+        root = self._roots.get(match.namespace, -1)
+        tokens = match.token_ids[: match.num_tokens]
+        count = int(c.match_pages(*self._tree, tokens, root, False, False, self._found)) if root >= 0 else 0
+        if not np.array_equal(self._found[:count], match.page_ids):
+            raise ValueError(
+                f"{len(match.page_ids) - count} pages of this match have been evicted since; match again, and lock "
+                "before anything is allocated"
+            )
+
     # -- shared with Sequence; callers hold the lock ------------------------------------------------------------------
 
     def _insert(
@@ -396,13 +404,14 @@ class PrefixCache:
         tokens: npt.NDArray[np.int32],
         first: int,
         node: int,
+        root: int,
         pages: npt.NDArray[np.int32],
         *,
         adopt: bool,
         priority: int,
     ) -> int:
-        """Hang `pages[first:]` below `node`; see `insert_pages`. Returns the new pages."""
-        num_new = int(c.insert_pages(*self._arrays, tokens, first, node, pages, adopt, priority, self._found))
+        """Hang `pages[first:]` below `node` of the namespace `root`; see `insert_pages`. Returns the new pages."""
+        num_new = int(c.insert_pages(*self._arrays, tokens, first, node, root, pages, adopt, priority, self._found))
         if num_new < 0:
             bad = -1 - num_new
             raise ValueError(
@@ -412,7 +421,6 @@ class PrefixCache:
         if adopt:
             self._freed(self._found[1 : 1 + self._found[0]])
         if num_new:
-            root = int(self._fields[c.ROOT, pages[-1]])
             self._events.insert(self.allocator.layout, self._names[root], pages[len(pages) - num_new :])
             if self._quotas:
                 self._keep_quota(root)
@@ -432,11 +440,13 @@ class PrefixCache:
         return done
 
     def _left(self, kind: Literal["evict", "remove"], pages: npt.NDArray[np.int32]) -> None:
+        if self._events.listeners and kind == "evict":
+            c.spread_roots(self._fields, pages, self._parents, len(pages))
         self._events.leave(kind, self.allocator.layout, self._names, pages)
-        self._freed(pages if kind == "evict" else pages[self._fields[c.REFS, pages] == 0])
+        self._freed(pages if kind == "evict" else pages[self._fields[c.STATE, pages] == 0])
 
     def _keep_quota(self, root: int) -> None:
-        over = int(self._fields[c.REFS, root]) - self._quotas.get(root, len(self._parents))
+        over = int(self._fields[c.STATE, root]) - self._quotas.get(root, len(self._parents))
         if over > 0:
             self._evict(over, root)
 
@@ -464,7 +474,7 @@ class PrefixCache:
             root = self._root(saved.namespaces[saved.namespace_of[leaf]])
             tokens = np.ascontiguousarray(saved.tokens[path]).ravel()
             # Pages of the path that another leaf has brought already are in the tree; theirs stay.
-            num_new += self._insert(tokens, 0, root, pages[path], adopt=False, priority=0)
+            num_new += self._insert(tokens, 0, root, root, pages[path], adopt=False, priority=0)
         return num_new
 
     def _freed(self, pages: npt.NDArray[np.int32]) -> None:
@@ -501,8 +511,8 @@ class PrefixCache:
         count = int(c.remove_pages(*self._arrays, node, self._found, marks))
         self._left("remove", self._found[:count])
         if len(self._pins):
-            parents = self._fields[c.PARENT]
-            for pin in self._pins.pop_if(lambda pin: bool((parents[pin.page_ids] == c.ABSENT).any())):
+            layout = self.allocator.layout
+            for pin in self._pins.pop_if(lambda pin: not layout.are_cached(pin.page_ids).all()):
                 self._freed(self.allocator.release(pin.page_ids))
         return count
 

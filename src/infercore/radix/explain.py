@@ -58,6 +58,7 @@ def explain_miss(
     """The explanation for a lookup of `tokens` that matched `num_pages` pages and ended at `node`. O(pool)."""
     page_size = int(layout.header[c.PAGE_SIZE])
     pool = layout.tokens.reshape(-1, page_size)
+    layout.settle()
     parents = layout.fields[c.PARENT, : len(pool)]
     followers = np.flatnonzero(parents == node) if node >= 0 else np.empty(0, np.int64)
     wanted = tokens[num_pages * page_size : (num_pages + 1) * page_size]
@@ -66,7 +67,7 @@ def explain_miss(
     if len(wanted) == page_size:
         if len(followers):
             agreeing = int(np.cumprod(pool[followers] == wanted, axis=1).sum(axis=1).max())
-        gone = (layout.fields[c.REFS, : len(pool)] == 0) & (parents == c.ABSENT)
+        gone = (layout.fields[c.STATE, : len(pool)] == 0) & (parents == c.ABSENT)
         gone[0] = False
         left = np.flatnonzero(gone)
         was_evicted = bool((pool[left] == wanted).all(axis=1).any()) if wanted.any() else False

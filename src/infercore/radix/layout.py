@@ -38,6 +38,20 @@ class Layout(NamedTuple):
     def num_nodes(self) -> int:
         return int(self.fields.shape[1])
 
+    def references(self, page_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """References on each page, the tree's own included; 0 of free ones."""
+        states: npt.NDArray[np.int32] = self.fields[c.STATE, page_ids]
+        return states & np.int32(c.REFERENCES)
+
+    def are_cached(self, page_ids: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Which of the pages are in the tree."""
+        flags: npt.NDArray[np.bool_] = (self.fields[c.STATE, page_ids] & c.CACHED) != 0
+        return flags
+
+    def settle(self) -> None:
+        """Make PARENT, FIRST, CHILDREN and ROOT true for every page; inside runs they are implied. O(pool)."""
+        c.settle(self.header, self.fields)
+
 
 def make_layout(
     num_pages: int,
@@ -56,6 +70,8 @@ def make_layout(
         raise ValueError(f"num_pages is {num_pages}, expected at least 2; page 0 is reserved")
     if page_size < 1:
         raise ValueError(f"page_size is {page_size}, expected at least 1")
+    if num_pages >= c.REFERENCES:
+        raise ValueError(f"num_pages is {num_pages}, expected fewer than 2**28 - 1")
     if num_pages * page_size >= 2**31:
         raise ValueError(
             f"{num_pages} pages of {page_size} tokens are {num_pages * page_size} slots, expected fewer than 2**31"
@@ -64,7 +80,7 @@ def make_layout(
     header[c.NUM_PAGES] = num_pages
     header[c.PAGE_SIZE] = page_size
     header[c.NUM_FREE] = num_pages - 1
-    header[c.CURSOR] = 1
+    header[c.CURSOR] = header[c.FREED] = 1
     header[c.NUM_BUCKETS] = num_pages
     header[c.SEED] = int.from_bytes(os.urandom(4), "little") >> 1
     header[c.POLICY] = policy

@@ -25,6 +25,7 @@ class Run:
 
 def runs_below(layout: Layout, root: int) -> list[Run]:
     """The runs that hang below `root`, most recently used first. O(pages of the pool)."""
+    layout.settle()
     parents = layout.fields[c.PARENT]
     num_pages, page_size = int(layout.header[c.NUM_PAGES]), int(layout.header[c.PAGE_SIZE])
     children: dict[int, list[int]] = {}
@@ -43,7 +44,7 @@ def runs_below(layout: Layout, root: int) -> list[Run]:
         run = Run(
             pages,
             tokens[pages].ravel().tolist(),
-            bool((layout.fields[c.REFS, pages] > 1).any()),
+            bool((layout.references(np.asarray(pages, np.int32)) > 1).any()),
             int(layout.fields[c.STAMP, pages].max()),
         )
         siblings.append(run)

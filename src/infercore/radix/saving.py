@@ -53,6 +53,7 @@ def tree_tensors(
     layout: Layout, roots: dict[Namespace, int]
 ) -> tuple[dict[str, npt.NDArray[np.int32]], list[Namespace]]:
     """The tree as arrays, `pages` among them: the page ids in the order of the file."""
+    layout.settle()
     parents = layout.fields[c.PARENT, : int(layout.header[c.NUM_PAGES])]
     cached = np.flatnonzero(parents >= 0).astype(np.int32)
     depth = np.zeros(len(parents), np.int32)

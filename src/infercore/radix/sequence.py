@@ -179,9 +179,11 @@ class Sequence:
         cache = self._cache
         with cache._lock:
             node = int(self._pages[first - 1]) if first else self._root
-            if cache._epochs.get(self._root, 0) != self._epoch or cache._fields[c.PARENT, node] == c.ABSENT:
+            if cache._epochs.get(self._root, 0) != self._epoch or (
+                first and not cache._fields[c.STATE, node] & c.CACHED
+            ):
                 return 0
-            num_new = cache._insert(self._tokens, first, node, self._pages[:count], adopt=True, priority=0)
+            num_new = cache._insert(self._tokens, first, node, self._root, self._pages[:count], adopt=True, priority=0)
         self._num_published = count
         if cache._events:
             cache._tell()
@@ -244,7 +246,7 @@ class Sequence:
         self._num_pages = keep + num_new
 
     def _is_shared(self, page_pos: int) -> bool:
-        return bool(self._cache._fields[c.REFS, self._pages[page_pos]] > 1)
+        return bool(self._cache._fields[c.STATE, self._pages[page_pos]] & c.REFERENCES > 1)
 
     def _move_down(self, rows: npt.NDArray[np.int64], count: int) -> None:
         if len(rows) != count:

@@ -30,12 +30,14 @@ class Match(NamedTuple):
 
     num_tokens: length of the match, a multiple of the page size. page_ids: its pages in order, int32.
     token_ids: the tokens that were looked up (a view of the caller's array where it was int32), namespace: where.
+    num_removed: pages that had ever left the tree by then; as long as none has since, the match still stands.
     """
 
     num_tokens: int
     page_ids: npt.NDArray[np.int32]
     token_ids: npt.NDArray[np.int32]
     namespace: Namespace
+    num_removed: int
 
     @property
     def node(self) -> int:
