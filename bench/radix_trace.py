@@ -1,7 +1,9 @@
 """How many of a day's prompt tokens would each cache have saved, and how many requests a second can it serve?
 
 Replays the Mooncake conversation trace: 512 tokens per hash id, expanded deterministically, cut to the prompt's length.
-Used by `bench/radix.py`; needs INFERCORE_DATA (default `../shared/data`).
+Used by `bench/radix.py`; needs INFERCORE_DATA (default `../shared/data`), which holds the first 7,218 of the 12,031
+requests that were published. INFERCORE_WHOLE_TRACE may name the published file itself, to be had at
+https://github.com/kvcache-ai/Mooncake as FAST25-release/traces/conversation_trace.jsonl; nothing is tuned on it.
 """
 
 import gzip
@@ -29,9 +31,15 @@ def trace_path() -> Path:
     return folder / "mooncake" / "conversation_trace.jsonl.gz"
 
 
-def read_trace() -> list[tuple[list[int], int]]:
+def whole_trace_path() -> Path | None:
+    """The trace as it was published, None if it is not there."""
+    path = Path(os.environ.get("INFERCORE_WHOLE_TRACE", ""))
+    return path if path.is_file() else None
+
+
+def read_trace(path: Path) -> list[tuple[list[int], int]]:
     """Per request its hash ids and its prompt length."""
-    with gzip.open(trace_path(), "rt") as file:
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         return [(row["hash_ids"], row["input_length"]) for row in map(json.loads, file)]
 
 

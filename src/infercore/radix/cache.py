@@ -99,7 +99,9 @@ class PrefixCache:
                 self._header[c.NUM_LOOKED_UP] += len(tokens)
                 count = 0
             else:
-                count = c.match_pages(self._header, self._fields, self._token_pool, tokens, root, True, False, pages)
+                count = int(
+                    c.match_pages(self._header, self._fields, self._token_pool, tokens, root, True, False, pages)
+                )
             num_removed = self._header.item(c.NUM_REMOVED)
         return Match(count * page_size, pages[:count], tokens, namespace, num_removed)
 
