@@ -26,7 +26,7 @@ from infercore.hf.step import Stepper
 from infercore.hf.stopping import Tokenizer
 from infercore.hf.stream import StreamChunk, StreamReader
 from infercore.hf.text import decode
-from infercore.radix import KVPool, PrefixCache
+from infercore.radix import KVPool, Policy, PrefixCache
 from infercore.sampling import SamplingParams
 from infercore.speculative import Controller, Drafter
 
@@ -60,6 +60,7 @@ class Engine:
         max_rows: rows of a forward, decoding ones included, that prefill may fill. None: 512 on a CPU, 2048 on a GPU.
         controller: decides how many draft tokens are worth verifying; None takes each request's `max_draft_nodes`.
         vocabulary: the tokenizer's tokens as bytes, for grammars; built from `tokenizer` at the first use if None.
+        policy: what leaves the prefix cache first, see `infercore.radix.eviction`; None: the least recently used.
         poison: fill freed pages with NaN, to show in tests that none is read.
 
     Raises: UnsupportedModel, naming the layer and what still works, if the packed forward is not right for this model.
@@ -76,6 +77,7 @@ class Engine:
         max_rows: int | None = None,
         controller: Controller | None = None,
         vocabulary: Any = None,
+        policy: Policy | None = None,
         poison: bool = False,
     ) -> None:
         self.model = model
@@ -97,7 +99,7 @@ class Engine:
             raise
         pages = num_pages or default_num_pages(self.bytes_per_token * page_size, page_size, self.device)
         self.pool = KVPool(pages, page_size)
-        self.cache = PrefixCache(pages, page_size, store=self.pool, poison=poison)
+        self.cache = PrefixCache(pages, page_size, store=self.pool, policy=policy, poison=poison)
         self.stats = EngineStats()
         self._scheduler = Scheduler(self.cache, max_running=max_running)
         on_gpu = self.device.type == "cuda"
