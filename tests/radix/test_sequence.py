@@ -208,3 +208,33 @@ def test_block_table_and_slot_mapping_follow_the_pages() -> None:
     assert slots[0] == first.page_ids[1] * 4
     with pytest.raises(ValueError, match="not within"):
         first.slots(0, 99)
+
+
+def test_what_was_published_stays_its_own_when_others_publish_the_same_tokens_after_an_invalidation() -> None:
+    """A fork brings a shared page back below another's pages; the first sequence goes on from that page."""
+    cache = PrefixCache(16, 2)
+    tokens = [1, 1, 2, 2, 3, 3, 4, 4]
+    first = cache.open()
+    first.append(6)
+    first.commit(tokens[:6])
+    fork = first.fork()
+    first.insert()
+    own = first.page_ids.tolist()
+    cache.invalidate(tokens[:6])
+    other = cache.open()
+    other.append(4)
+    other.commit(tokens[:4])
+    other.insert()
+    fork.insert()
+    cached = fork.page_ids.tolist()
+    assert cached == [*other.page_ids.tolist(), own[2]]
+    first.append(2)
+    first.commit(tokens[6:])
+    assert first.insert() == 2
+    assert first.page_ids.tolist()[:3] == own
+    last = first.page_ids.tolist()[3]
+    for sequence in (first, other, fork):
+        sequence.close()
+    assert cache.match(tokens).page_ids.tolist() == [*cached, last]
+    assert cache.evict(16) == 4
+    assert cache.counts().free == 15

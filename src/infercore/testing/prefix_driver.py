@@ -344,11 +344,13 @@ class PrefixDriver:
         if not track.publishes or not stands or count <= track.num_published:
             return 0
         num_own, known = track.num_published, self.model.longest(path)
-        for i, page in enumerate(known):
-            if pages[i] != page:
+        # From where the last call ended: what this sequence published before stays its own, even if that was forgotten
+        # since and another sequence has brought the same tokens in other pages.
+        for i in range(num_own, len(known)):
+            if pages[i] != known[i]:
                 self.model.holders[pages[i]] -= 1
-                self.model.holders[page] += 1
-                pages[i] = page
+                self.model.holders[known[i]] += 1
+                pages[i] = known[i]
         track.num_published = count
         return self.model.insert(path, pages[:count], num_own=num_own) * size
 
