@@ -2,7 +2,6 @@
 
 import threading
 import time
-from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,13 +18,14 @@ from infercore.radix.allocator import PageAllocator, as_page_ids
 from infercore.radix.events import EventQueue, Listener
 from infercore.radix.eviction import LRU, Policy, settings_of
 from infercore.radix.explain import Explanation, explain_miss
+from infercore.radix.keys import as_key
 from infercore.radix.layout import make_layout, with_more_namespaces
 from infercore.radix.pins import Pin, PinBoard
 from infercore.radix.render import Decode, as_graphviz, as_text, runs_below
-from infercore.radix.saving import SavableStore, SavedTree, read_file, tree_tensors, write_file
+from infercore.radix.saving import load_into, save_cache
 from infercore.radix.sequence import Sequence
 from infercore.radix.types import CacheStats, Match, Namespace, PageCounts, PageStore
-from infercore.typing import TokenIds, as_token_ids
+from infercore.typing import TokenIds
 
 _INT32 = np.dtype(np.int32)
 
@@ -89,7 +89,7 @@ class PrefixCache:
         ):
             tokens: npt.NDArray[np.int32] = token_ids  # type: ignore[assignment]  # dtype was just checked
         else:
-            tokens = _tokens(token_ids)
+            tokens = as_key(token_ids)
         page_size = self.page_size
         pages = np.empty(len(tokens) // page_size, _INT32)
         with self._lock:
@@ -133,7 +133,7 @@ class PrefixCache:
         """
         if not 0 <= priority < 2**30:
             raise ValueError(f"priority is {priority}, expected 0 to 2**30 - 1")
-        tokens = _tokens(token_ids)
+        tokens = as_key(token_ids)
         pages = as_page_ids(page_ids)
         count = len(tokens) // self.page_size
         if len(pages) < count:
@@ -198,7 +198,7 @@ class PrefixCache:
         `sequence.num_tokens` tells how much was found. Pass all of a prompt but its last token, which has to be
         computed for its logits.
         """
-        tokens = _tokens(token_ids)
+        tokens = as_key(token_ids)
         with self._lock:
             root = self._root(namespace)
             count = int(c.match_pages(*self._tree, tokens, root, True, True, self._found))
@@ -221,7 +221,7 @@ class PrefixCache:
 
         What it shares with other cached sequences stays. Returns the pages that left the tree.
         """
-        tokens = _tokens(token_ids)
+        tokens = as_key(token_ids)
         with self._lock:
             root = self._roots.get(namespace, -1)
             count = c.match_pages(*self._tree, tokens, root, False, False, self._found) if root >= 0 else 0
@@ -241,7 +241,7 @@ class PrefixCache:
 
         `pin.num_tokens` tells how much was there to be pinned.
         """
-        tokens = _tokens(token_ids)
+        tokens = as_key(token_ids)
         with self._lock:
             root = self._roots.get(namespace, -1)
             count = c.match_pages(*self._tree, tokens, root, False, True, self._found) if root >= 0 else 0
@@ -287,7 +287,7 @@ class PrefixCache:
 
     def explain(self, token_ids: TokenIds, *, namespace: Namespace = None) -> Explanation:
         """Why a lookup of `token_ids` finds no more than it does; changes nothing, recency included. O(pool)."""
-        tokens = _tokens(token_ids)
+        tokens = as_key(token_ids)
         with self._lock:
             matched = {
                 name: int(c.match_pages(*self._tree, tokens, root, False, False, self._found))
@@ -305,14 +305,7 @@ class PrefixCache:
 
         Raises: ValueError for a store that cannot export pages, and for namespaces other than strings, integers, None.
         """
-        if self.store is not None and not isinstance(self.store, SavableStore):
-            raise ValueError(f"{type(self.store).__name__} has no export_pages; a cache is saved with its K/V or none")
-        with self._lock:
-            arrays, names = tree_tensors(self.allocator.layout, self._roots)
-            pages = arrays.pop("pages")
-            store = self.store.export_pages(pages) if isinstance(self.store, SavableStore) else {}
-        write_file(Path(path), self.page_size, arrays, names, store)
-        return len(pages) * self.page_size
+        return save_cache(self, Path(path))
 
     def load(self, path: str | Path) -> int:
         """Add what `save` wrote to this cache, evicting as needed; returns the tokens that were not cached yet.
@@ -320,24 +313,7 @@ class PrefixCache:
         All of the file is checked first; a call that raises has changed nothing.
         Raises: CacheFileError if the file is damaged, foreign, or does not fit; OutOfPages if the pool is too small.
         """
-
-        def check(tensors: dict[str, Any]) -> None:
-            if isinstance(self.store, SavableStore):
-                self.store.check_import(tensors)
-            elif tensors or self.store is not None:
-                raise ValueError("it holds K/V, and this cache has no store that takes any")
-
-        saved = read_file(Path(path), self.page_size, check)
-        pages = self.allocate(len(saved.parents))
-        try:
-            if isinstance(self.store, SavableStore):
-                self.store.import_pages(pages, saved.store)
-            with self._lock:
-                num_new = self._hang(saved, pages)
-        finally:
-            self.release(pages)
-        self._tell()
-        return num_new * self.page_size
+        return load_into(self, Path(path))
 
     def counts(self) -> PageCounts:
         """Where all pages are at this moment."""
@@ -462,23 +438,6 @@ class PrefixCache:
         shift = int(layout.header[c.CLOCK]) - 2**29
         c.age_stamps(layout.header, layout.fields, layout.heap_ids, layout.heap_keys, shift)
 
-    def _hang(self, saved: SavedTree, pages: npt.NDArray[np.int32]) -> int:
-        """Insert a saved tree whose K/V stands in `pages`, least recent leaf first; returns the new pages."""
-        is_leaf = np.ones(len(pages), np.bool_)
-        is_leaf[saved.parents[saved.parents >= 0]] = False
-        leaves = np.flatnonzero(is_leaf)
-        num_new = 0
-        for leaf in leaves[np.argsort(saved.recency[leaves], kind="stable")].tolist():
-            path = [leaf]
-            while saved.parents[path[-1]] >= 0:
-                path.append(int(saved.parents[path[-1]]))
-            path.reverse()
-            root = self._root(saved.namespaces[saved.namespace_of[leaf]])
-            tokens = np.ascontiguousarray(saved.tokens[path]).ravel()
-            # Pages of the path that another leaf has brought already are in the tree; theirs stay.
-            num_new += self._insert(tokens, 0, root, root, pages[path], adopt=False, priority=0)
-        return num_new
-
     def _freed(self, pages: npt.NDArray[np.int32]) -> None:
         if self._poison and self.store is not None and len(pages):
             self.store.poison_pages(pages.copy())
@@ -528,20 +487,3 @@ class PrefixCache:
             requested=num_pages,
             available=available,
         )
-
-
-def _tokens(token_ids: TokenIds) -> npt.NDArray[np.int32]:
-    """As `as_token_ids`, and writable, since read-only arrays would be a second type to the compiled functions."""
-    if type(token_ids) is np.ndarray and token_ids.dtype is _INT32 and token_ids.ndim == 1 and token_ids.flags.carray:
-        return token_ids  # type: ignore[return-value]  # dtype was just checked
-    if type(token_ids) is list:
-        try:
-            tokens = np.frombuffer(array("i", token_ids), _INT32)  # a third faster than numpy's own way
-        except (TypeError, OverflowError):
-            tokens = as_token_ids(token_ids)  # which says what is wrong with it
-        else:
-            if len(tokens) and tokens.min() < 0:
-                return as_token_ids(token_ids)
-    else:
-        tokens = as_token_ids(token_ids)
-    return tokens if tokens.flags.carray else tokens.copy()

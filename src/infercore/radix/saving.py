@@ -25,6 +25,8 @@ from infercore.radix.types import Namespace
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from infercore.radix.cache import PrefixCache
+
 FORMAT, VERSION = "infercore.radix", "1"
 
 
@@ -47,6 +49,58 @@ class SavedTree:
     namespace_of: npt.NDArray[np.int32]
     recency: npt.NDArray[np.int32]
     store: "dict[str, Tensor]"
+
+
+def save_cache(cache: "PrefixCache", path: Path) -> int:
+    """What `PrefixCache.save` does."""
+    if cache.store is not None and not isinstance(cache.store, SavableStore):
+        raise ValueError(f"{type(cache.store).__name__} has no export_pages; a cache is saved with its K/V or none")
+    with cache._lock:
+        arrays, names = tree_tensors(cache.allocator.layout, cache._roots)
+        pages = arrays.pop("pages")
+        store = cache.store.export_pages(pages) if isinstance(cache.store, SavableStore) else {}
+    write_file(path, cache.page_size, arrays, names, store)
+    return len(pages) * cache.page_size
+
+
+def load_into(cache: "PrefixCache", path: Path) -> int:
+    """What `PrefixCache.load` does."""
+
+    def check(tensors: dict[str, Any]) -> None:
+        if isinstance(cache.store, SavableStore):
+            cache.store.check_import(tensors)
+        elif tensors or cache.store is not None:
+            raise ValueError("it holds K/V, and this cache has no store that takes any")
+
+    saved = read_file(path, cache.page_size, check)
+    pages = cache.allocate(len(saved.parents))
+    try:
+        if isinstance(cache.store, SavableStore):
+            cache.store.import_pages(pages, saved.store)
+        with cache._lock:
+            num_new = _hang(cache, saved, pages)
+    finally:
+        cache.release(pages)
+    cache._tell()
+    return num_new * cache.page_size
+
+
+def _hang(cache: "PrefixCache", saved: SavedTree, pages: npt.NDArray[np.int32]) -> int:
+    """Insert a saved tree whose K/V stands in `pages`, least recent leaf first; returns the new pages."""
+    is_leaf = np.ones(len(pages), np.bool_)
+    is_leaf[saved.parents[saved.parents >= 0]] = False
+    leaves = np.flatnonzero(is_leaf)
+    num_new = 0
+    for leaf in leaves[np.argsort(saved.recency[leaves], kind="stable")].tolist():
+        path = [leaf]
+        while saved.parents[path[-1]] >= 0:
+            path.append(int(saved.parents[path[-1]]))
+        path.reverse()
+        root = cache._root(saved.namespaces[saved.namespace_of[leaf]])
+        tokens = np.ascontiguousarray(saved.tokens[path]).ravel()
+        # Pages of the path that another leaf has brought already are in the tree; theirs stay.
+        num_new += cache._insert(tokens, 0, root, root, pages[path], adopt=False, priority=0)
+    return num_new
 
 
 def tree_tensors(
