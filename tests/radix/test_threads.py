@@ -27,17 +27,18 @@ def work(cache: PrefixCache, store: ArrayStore, seed: int, failures: list[BaseEx
         for _ in range(NUM_ROUNDS):
             tokens = rng.integers(0, 2, rng.integers(1, 30)).tolist()
             sequence = cache.open(tokens[:-1])
+            fork = sequence.fork() if rng.random() < 0.3 else None
             try:
-                for copy in [sequence, sequence.fork()] if rng.random() < 0.3 else [sequence]:
+                for copy in (sequence, fork) if fork else (sequence,):
                     start = copy.num_tokens
                     slots = copy.append(len(tokens) - start + int(rng.integers(0, 5)))
                     rows[slots[: len(tokens) - start]] = prefix_hashes(tokens)[start:]
                     copy.commit(tokens[start:])
                     assert rows[copy.slots(0, len(tokens))].tolist() == prefix_hashes(tokens)
-                    if copy is not sequence:
-                        copy.close()
             except OutOfPages:
                 pass
+            if fork:
+                fork.close()
             match = cache.match(tokens)
             if rng.random() < 0.2:
                 stored = None
