@@ -15,8 +15,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 
-def _module(op: str):
-    return importlib.import_module(f"infercore.kernels.{op}.triton")
+def _module(op: str, file: str = "triton"):
+    return importlib.import_module(f"infercore.kernels.{op}.{file}")
 
 
 def compile_kernel(kernel, capability: int, types: dict[str, str], constants: dict, **options):
@@ -31,32 +31,55 @@ def compile_kernel(kernel, capability: int, types: dict[str, str], constants: di
     )
 
 
-def attend(capability: int, *, pool="bf16", k_dim=128, v_dim=128, page_size=16, config=(64, 64, 3, 4), target=16,
+def attend(capability: int, *, pool="bf16", k_dim=128, v_dim=128, page_size=16, config=(64, 64, 3, 4), merges=True,
            split_keys=0, features=(), group=4):  # fmt: skip
-    module = _module("tree_attention")
     block_m, block_n, stages, warps = config
-    plan = {
-        "KV_HEADS": 8, "GROUP": group, "V_DIM": v_dim, "V_PAD": max(16, triton.next_power_of_2(v_dim)), "SEQS": 16,
-        "BLOCK_M": block_m, "BLOCK_N": block_n, "TARGET": target, "SPLIT_KEYS": split_keys,
-        "HAS_WINDOW": "window" in features, "HAS_SINKS": "sinks" in features,
-        "OVERLAP_MERGE": capability >= 90 and (target > 0 or split_keys > 0),
+    overlap = capability >= 90
+    shape = {
+        "GROUP": group, "V_DIM": v_dim, "BLOCK_M": block_m,
+        "HAS_SINKS": "sinks" in features, "HAS_MAGNITUDE": pool != "fp32", "OVERLAP": overlap,
     }  # fmt: skip
     types = {
         "query_ptr": f"*{pool}", "k_pages_ptr": f"*{pool}", "v_pages_ptr": f"*{pool}", "out_ptr": f"*{pool}",
-        "sinks_ptr": f"*{pool}", "partial_ptr": "*fp32", "lse_ptr": "*fp32", "position_ids_ptr": "*i64",
-        "row_starts_ptr": "*i32", "context_lens_ptr": "*i32", "num_causal_rows_ptr": "*i32",
+        "sinks_ptr": f"*{pool}", "values_ptr": "*fp32" if pool == "fp32" else "*fp16", "lse_ptr": "*fp32",
+        "magnitude_ptr": "*fp32", "position_ids_ptr": "*i64", "items_ptr": "*i32", "rows_ptr": "*i32",
         "block_table_ptr": "*i32", "ancestor_bits_ptr": "*i32", "scale_log2": "fp32", "softcap": "fp32",
     }  # fmt: skip
-    constants = plan | {
-        "K_DIM": k_dim, "K_PAD": max(16, triton.next_power_of_2(k_dim)), "PAGE_SIZE": page_size, "STAGES": stages,
-        "HAS_SOFTCAP": "softcap" in features, "HAS_BITS": "no bits" not in features,
+    constants = shape | {
+        "KV_HEADS": 8, "V_PAD": max(16, triton.next_power_of_2(v_dim)),
+        "K_DIM": k_dim, "K_PAD": max(16, triton.next_power_of_2(k_dim)), "PAGE_SIZE": page_size,
+        "STAGES": stages, "BLOCK_N": block_n, "ITEM_FIELDS": 16, "SPLIT_KEYS": split_keys,
+        "HAS_WINDOW": "window" in features, "HAS_SOFTCAP": "softcap" in features,
+        "HAS_BITS": "no bits" not in features, "MERGES": merges,
+        "SMALL_POOL": "big pool" not in features,
         "PRECISION": "ieee" if pool == "fp32" else "tf32",
     }  # fmt: skip
-    attended = compile_kernel(module._attend_kernel, capability, types, constants, num_warps=warps)
-    merged = compile_kernel(
-        module._merge_kernel, capability, types, plan | {"SPLITS": 16}, num_warps=2, launch_pdl=plan["OVERLAP_MERGE"]
+    pdl = {"launch_pdl": True} if overlap else {}
+    kernel = _module("tree_attention")._attend_kernel
+    attended = compile_kernel(kernel, capability, types, constants, num_warps=warps, **pdl)
+    if not merges:
+        return (attended,)
+    constants = shape | {
+        "HEADS": 8 * group, "V_BLOCK": 128, "ROW_FIELDS": 8, "UNITS": 4, "SPLITS": 4, "HAS_GROUPS": "groups" in features
+    }  # fmt: skip
+    kernel = _module("tree_attention", "triton_merge")._merge_kernel
+    return attended, compile_kernel(kernel, capability, types, constants, num_warps=1, **pdl)
+
+
+def plan(capability: int):
+    types = dict.fromkeys(
+        ("row_starts_ptr", "context_lens_ptr", "num_causal_rows_ptr", "group_starts_ptr", "shared_lens_ptr",
+         "items_ptr", "rows_ptr", "scratch_ptr"), "*i32",
+    )  # fmt: skip
+    shape = {"GROUP": 4, "BLOCK_M": 64, "BLOCK_N": 64, "SHARED_STEP": 128, "ITEM_FIELDS": 16, "ROW_FIELDS": 8}
+    kernel = _module("tree_attention", "triton_plan")._plan_kernel
+    return tuple(
+        compile_kernel(kernel, capability, types, shape | more, num_warps=8)
+        for more in (
+            {"UNITS": 16, "STEPS": 5, "SPLIT_KEYS": 0},
+            {"UNITS": 1024, "STEPS": 11, "SPLIT_KEYS": 1024},
+        )
     )
-    return attended, merged
 
 
 def write_kv(capability: int):
@@ -91,14 +114,15 @@ KERNELS = {
     "write_kv": write_kv,
     "move_kv": move_kv,
     "token_bitmask": token_bitmask,
-    "decode": lambda c: attend(c, config=(16, 64, 4, 4), target=33, features=("no bits",)),
-    "tree": lambda c: attend(c, config=(64, 64, 3, 4)),
-    "prefill": lambda c: attend(c, config=(128, 64, 3, 8), target=0, features=("no bits",)),
+    "plan": plan,
+    "decode": lambda c: attend(c, config=(16, 64, 4, 4), features=("no bits",)),
+    "tree": lambda c: attend(c, config=(64, 64, 3, 4), features=("groups",)),
+    "prefill": lambda c: attend(c, config=(128, 64, 3, 8), merges=False, features=("no bits",)),
     "everything, head size 80 and 96": lambda c: attend(
         c, pool="fp16", k_dim=80, v_dim=96, page_size=1, features=("window", "softcap", "sinks"), group=3
     ),
     "head size 256, float32": lambda c: attend(c, pool="fp32", k_dim=256, v_dim=256, config=(64, 32, 1, 4)),
-    "batch_invariant": lambda c: attend(c, config=(16, 64, 3, 4), target=0, split_keys=1024, page_size=32),
+    "batch_invariant": lambda c: attend(c, config=(16, 64, 3, 4), split_keys=1024, page_size=32),
 }
 
 

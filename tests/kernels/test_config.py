@@ -16,10 +16,12 @@ from infercore.kernels.tree_attention.tune import candidates, fastest, with_devi
     itemsize=st.sampled_from([2, 4]),
     shared_bytes=st.sampled_from([101_376, 166_912, 232_448]),
     batch_invariant=st.booleans(),
+    load=st.floats(0, 1000),
 )
-def test_every_shape_gets_a_config_that_fits(packed_rows, dims, itemsize, shared_bytes, batch_invariant):
+def test_every_shape_gets_a_config_that_fits(packed_rows, dims, itemsize, shared_bytes, batch_invariant, load):
     config = choose_config(
         packed_rows,
+        load=load,
         k_pad=dims[0],
         v_pad=dims[1],
         itemsize=itemsize,
@@ -40,12 +42,12 @@ def test_every_shape_gets_a_config_that_fits(packed_rows, dims, itemsize, shared
 
 def test_an_unknown_device_is_served_by_the_general_lines():
     assert table("a GPU of next year") == table("any")
-    assert table("any")[-1][0] is None
+    assert table("any")[-1][0] == (None, None)
 
 
 def test_tuning_adds_a_device_and_keeps_the_others():
     known = json.loads(TABLE_FILE.read_text())
-    rows = [{"packed_rows": None, "block_m": 16, "block_n": 32, "stages": 2, "warps": 4, "waves": 1}]
+    rows = [{"packed_rows": None, "load": None, "block_m": 16, "block_n": 32, "stages": 2, "warps": 4, "waves": 1}]
     assert json.loads(with_device(known, "New", rows)) == {**known, "New": rows}
     assert with_device(known, "any", known["any"]) == TABLE_FILE.read_text()
 

@@ -61,6 +61,14 @@ def test_trees_of_many_words_chains_and_stars(random_problem, brute_force):
         torch.testing.assert_close(run(case).double(), brute_force(case), atol=TOLERANCE[torch.float32], rtol=0)
 
 
+@pytest.mark.parametrize(("programs", "tiles", "target"), [
+    (16, 1, 16), (33, 1, 32), (49, 1, 49), (16, 5, 16), (16, 15, 15), (16, 16, 16), (16, 40, 40), (16, 64, 0),
+])  # fmt: skip
+def test_keys_are_cut_for_as_many_programs_as_the_device_holds_at_once(programs, tiles, target):
+    """Near a power of two splits per tile, below; a program per tile once there are tiles enough; then no splits."""
+    assert kernels._programs_to_share_among(programs, tiles) == target
+
+
 @pytest.mark.parametrize("impl", ["triton", "cpu", "reference"])
 def test_batch_invariant_rows_do_not_depend_on_their_batch_mates_bit_for_bit(random_problem, impl, monkeypatch):
     monkeypatch.setattr(kernels, "INVARIANT_SPLIT_KEYS", 64)
@@ -90,6 +98,49 @@ def test_batch_invariant_equals_brute_force(random_problem, brute_force, monkeyp
     case = random_problem([(200, 1, 3), (5, 3, 0)], num_padding=1, sliding_window=100, heads=2, kv_heads=1)
     out = run(case, batch_invariant=True)
     torch.testing.assert_close(out.double(), brute_force(case), atol=TOLERANCE[torch.float32], rtol=0)
+
+
+def shared_beginnings(random_problem, lengths, groups, **features):
+    """A problem in which the sequences of each group (start, stop, shared tokens) begin with the first one's pages."""
+    case = random_problem(lengths, **features)
+    table = case.rows["block_table"]
+    for start, stop, shared in groups:
+        table[start:stop, : shared // 16] = table[start, : shared // 16]
+    starts = [g[0] for g in groups] + [len(lengths)]
+    case.rows["group_starts"] = torch.tensor(starts, dtype=torch.int32)
+    case.rows["shared_lens"] = torch.tensor([g[2] for g in groups], dtype=torch.int32)
+    return case
+
+
+@pytest.mark.parametrize("target", [0, 1, 5, 12])
+@pytest.mark.parametrize("features", [{}, {"with_sinks": True, "softcap": 3.0, "num_padding": 2}], ids=["plain", "all"])
+def test_a_cascade_gives_what_each_sequence_alone_gives(random_problem, brute_force, features, target):
+    lengths = [(170, 1, 2), (140, 2, 0), (0, 3, 0), (300, 1, 0), (260, 0, 4), (290, 1, 0)]
+    groups = [(0, 2, 128), (2, 3, 0), (3, 6, 256)]
+    case = shared_beginnings(random_problem, lengths, groups, heads=2, kv_heads=1, **features)
+    rows, options = case.rows, case.options
+    prepared = importlib.import_module("infercore.kernels.tree_attention.rows").prepare(**rows, page_size=16)
+    out = torch.full_like(case.args[0], torch.nan)
+    config = Config(16, 32, 1, 4, 1)
+    kernels.tree_attention(*case.args, prepared, out, **options, config=config, target=target)
+    torch.testing.assert_close(out.double(), brute_force(case), atol=TOLERANCE[torch.float32], rtol=0)
+
+
+def test_a_cascade_reads_shared_keys_through_the_first_sequence_of_the_group(random_problem):
+    """Pages behind the first sequence's table row are the ones that count: a planted difference shows."""
+    case = shared_beginnings(random_problem, [(150, 1, 0), (150, 1, 0)], [(0, 2, 128)], heads=2, kv_heads=1)
+    prepare = importlib.import_module("infercore.kernels.tree_attention.rows").prepare
+
+    def attend():
+        out = torch.empty_like(case.args[0])
+        rows = prepare(**case.rows, page_size=16)
+        return kernels.tree_attention(*case.args, rows, out, **case.options, config=Config(16, 32, 1, 4, 1), target=4)
+
+    right = attend()
+    case.rows["block_table"][1, 2] = case.rows["block_table"][1, 8]
+    assert torch.equal(attend(), right)
+    case.rows["block_table"][0, 2] = case.rows["block_table"][0, 8]
+    assert (attend() - right).abs().amax((1, 2)).min() > 1e-3
 
 
 def test_planted_faults_show(random_problem):

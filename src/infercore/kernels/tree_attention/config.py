@@ -26,12 +26,13 @@ class Config:
 
 
 TABLE_FILE = Path(__file__).with_name("configs.json")
-"""Per device name a list of `{"packed_rows": up to, ...Config}`, for 16-bit pools with head sizes up to 128.
+"""Per device name a list of `{"packed_rows": up to, "load": up to, ...Config}`, for 16-bit pools with head sizes up to
+128; the first line that fits counts, and null is no limit.
 
-"any" serves devices that are not listed. Its values up to 512 rows are those of trial kernels timed on an H100 with 8
-KV heads of size 128, page size 16, contexts of 1k to 32k; two programs per multiprocessor paid for single rows only.
-Its last line, for prefill, has been compiled but not timed. `python -m infercore.kernels.tree_attention.tune` adds the
-GPU it runs on.
+packed_rows: rows x query heads of a KV head, of a sequence on average. load: sequences x KV heads per multiprocessor;
+from one on keys are hardly split. "any" serves devices that are not listed, with the values found on an H100 with 8 KV
+heads of size 128, page size 16, contexts of 1k to 32k. `python -m infercore.kernels.tree_attention.tune` adds the GPU
+it runs on.
 """
 
 INVARIANT_SPLIT_KEYS = 1024  # batch_invariant: keys per split, whatever the batch
@@ -41,6 +42,7 @@ _INVARIANT = Config(16, 64, 3, 4, 1)
 def choose_config(
     packed_rows: int,
     *,
+    load: float = 0.0,
     k_pad: int,
     v_pad: int,
     itemsize: int,
@@ -51,13 +53,18 @@ def choose_config(
     """The config for about `packed_rows` packed rows per sequence.
 
     Args:
+        load: sequences x KV heads per multiprocessor.
         k_pad, v_pad: head sizes as powers of two. itemsize: bytes per element of the pool.
         shared_bytes: shared memory that one program may take; the pipeline is shortened until its keys and values fit.
         batch_invariant: one config for every number of rows, so that a row's sums never change their order.
     """
     config = _INVARIANT
     if not batch_invariant:
-        config = next(c for limit, c in table(device_name) if limit is None or packed_rows <= limit)
+        config = next(
+            config
+            for (most_rows, most_load), config in table(device_name)
+            if (most_rows is None or packed_rows <= most_rows) and (most_load is None or load <= most_load)
+        )
     block_m, block_n, stages = config.block_m, config.block_n, config.stages
     if itemsize > 2 or max(k_pad, v_pad) > 128:  # the accumulator or the operands take twice the registers
         block_m, block_n = min(block_m, 64), 32
@@ -69,11 +76,13 @@ def choose_config(
 
 
 @lru_cache
-def table(device_name: str) -> tuple[tuple[int | None, Config], ...]:
-    """The rows of `configs.json` for a device: packed rows up to (None: any number) and the config."""
+def table(device_name: str) -> tuple[tuple[tuple[int | None, float | None], Config], ...]:
+    """The lines of `configs.json` for a device: packed rows and load up to (None: any number), and the config."""
     known = json.loads(TABLE_FILE.read_text(encoding="utf-8"))
     rows = known.get(device_name, known["any"])
-    return tuple((row["packed_rows"], Config(**{f: row[f] for f in Config.__dataclass_fields__})) for row in rows)
+    return tuple(
+        ((row["packed_rows"], row["load"]), Config(**{f: row[f] for f in Config.__dataclass_fields__})) for row in rows
+    )
 
 
 def _shared(block_m: int, block_n: int, stages: int, k_pad: int, v_pad: int, itemsize: int) -> int:

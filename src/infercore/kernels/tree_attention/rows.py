@@ -1,7 +1,8 @@
 """What `tree_attention` needs to know about a step's rows, checked and read once per step, not once per layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Int32, Int64
@@ -22,6 +23,10 @@ class PreparedRows:
     ancestor_bits: Int32[Tensor, "rows words"] | None
     page_size: int
     num_rows: int
+    group_starts: Int32[Tensor, " group_starts"] | None = None
+    shared_lens: Int32[Tensor, " groups"] | None = None
+    captured: bool = False  # made while a CUDA graph was being captured
+    plans: dict[Any, Any] = field(default_factory=dict)  # of the GPU path, by tile shape
 
     @cached_property
     def on_cpu(self) -> CpuRows:
@@ -49,9 +54,18 @@ def prepare(
     block_table: Int32[Tensor, "seqs max_pages"],
     ancestor_bits: Int32[Tensor, "rows words"] | None,
     page_size: int,
+    group_starts: Int32[Tensor, " group_starts"] | None = None,
+    shared_lens: Int32[Tensor, " groups"] | None = None,
 ) -> PreparedRows:
     """Check the description of a step's rows; the meaning of each tensor is given at `tree_attention`.
 
+    Inside a CUDA graph call it within the capture, so that a replay plans for the lengths that it finds.
+
+    Args:
+        group_starts: sequences `group_starts[g]` to `group_starts[g + 1]` begin with the same pages; from 0 to the
+            number of sequences. On a GPU their shared keys are then read once for the group and not once for each (a
+            cascade); results change by rounding only. Layers with a sliding window and `batch_invariant` ignore it.
+        shared_lens: how many leading tokens the sequences of group g share; at most any of their `context_lens`.
     Returns: a record to pass as `prepared=` in every layer of the step.
     Raises: ValueError for shapes, dtypes or devices that do not fit each other, and on the CPU for contents that cannot
         be meant (rows that run backwards, more tree rows than bits, a sequence longer than its pages).
@@ -87,9 +101,35 @@ def prepare(
         raise ValueError(f"block_table and ancestor_bits must be on {device}, where position_ids is")
     if page_size < 1:
         raise ValueError(f"page_size is {page_size}, expected at least 1")
+    _check_groups(group_starts, shared_lens, device)
     rows = PreparedRows(
-        position_ids, row_starts, context_lens, num_causal_rows, block_table, ancestor_bits, page_size, num_rows
+        position_ids,
+        row_starts,
+        context_lens,
+        num_causal_rows,
+        block_table,
+        ancestor_bits,
+        page_size,
+        num_rows,
+        group_starts,
+        shared_lens,
+        captured=device.type == "cuda" and torch.cuda.is_current_stream_capturing(),
     )
     if device.type == "cpu":
         rows.on_cpu.check()
     return rows
+
+
+def _check_groups(group_starts: Tensor | None, shared_lens: Tensor | None, device: torch.device) -> None:
+    if group_starts is None and shared_lens is None:
+        return
+    if group_starts is None or shared_lens is None:
+        raise ValueError("group_starts and shared_lens belong together; pass both or neither")
+    if len(group_starts) != len(shared_lens) + 1 or group_starts.ndim != 1 or shared_lens.ndim != 1:
+        raise ValueError(
+            f"group_starts is {list(group_starts.shape)} and shared_lens {list(shared_lens.shape)}, expected "
+            "[groups + 1] and [groups]"
+        )
+    for name, tensor in (("group_starts", group_starts), ("shared_lens", shared_lens)):
+        if tensor.dtype != torch.int32 or tensor.device != device:
+            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, expected torch.int32 on {device}")

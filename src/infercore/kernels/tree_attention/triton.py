@@ -3,11 +3,9 @@
 What is saved: scores never leave the chip; the tree costs N x N bits, not an [N, context + N] mask; nothing is gathered
 or repeated for grouped heads. Floor: the bytes of K and V of all sequences, once, at memory bandwidth.
 
-The work is planned on the device. All query heads of a KV head and up to BLOCK_M / group rows of one sequence form a
-tile; the keys of a tile are cut into splits so that about `TARGET` programs per KV head have equal shares, however
-ragged the lengths are; every program finds its own (sequence, split, tile) by summing over the sequences' lengths. So
-the host reads nothing, the grid depends on shapes alone, and the launch can be captured. Tiles cut into several splits
-leave partial results that `_merge_kernel` combines; the others write their result at once.
+`triton_plan.py` says which program attends to what; a program reads its record, then walks its blocks of keys: those
+that all rows of the tile see, then those that need a mask. Results of tiles whose keys were cut into splits, or shared
+with other sequences, are combined by `triton_merge.py`; the others are written at once.
 """
 
 import typing
@@ -19,6 +17,8 @@ from torch import Tensor
 
 from infercore.kernels.tree_attention.config import INVARIANT_SPLIT_KEYS, Config, choose_config, device_limits
 from infercore.kernels.tree_attention.rows import PreparedRows
+from infercore.kernels.tree_attention.triton_merge import Partials, allocate, merge
+from infercore.kernels.tree_attention.triton_plan import ITEM_FIELDS, PlanKey, most_splits, work_plan
 
 _LOG2_E = 1.4426950408889634
 
@@ -48,14 +48,14 @@ def tree_attention(
     if num_rows == 0:
         return out
     _, page_size, kv_heads, v_dim = v_pages.shape
-    num_seqs, max_pages = rows.block_table.shape
     group = heads // kv_heads
     query = query if query.stride(2) == 1 else query.contiguous()
     k_pad, v_pad = (max(16, triton.next_power_of_2(d)) for d in (k_dim, v_dim))
     device_name, multiprocessors, shared_bytes, can_overlap = device_limits(query.device)
     if config is None:
         config = choose_config(
-            -(-num_rows // max(num_seqs, 1)) * group,
+            -(-num_rows // max(len(rows.context_lens), 1)) * group,
+            load=len(rows.context_lens) * kv_heads / multiprocessors,
             k_pad=k_pad,
             v_pad=v_pad,
             itemsize=query.element_size(),
@@ -63,51 +63,37 @@ def tree_attention(
             device_name=device_name,
             batch_invariant=batch_invariant,
         )
-    # Every sequence, and the padding, may end in a tile that is not full; no tile is empty.
-    most_tiles = min(num_rows * triton.cdiv(group, config.block_m), num_rows * group // config.block_m + num_seqs + 1)
+    # About how many, per KV head; padding rows, which no sequence may own, make one as well.
+    num_tiles = max(1, num_rows * group // config.block_m, min(num_rows, len(rows.context_lens)))
     if batch_invariant:
-        target, most_splits = 0, triton.cdiv(max_pages * page_size, INVARIANT_SPLIT_KEYS)
-        items, splits_at_once = most_tiles * max(most_splits, 1), 16
-    else:
-        if target is None:
-            target = config.waves * multiprocessors // kv_heads
-            if num_rows * group // config.block_m >= target:  # tiles enough without splitting
-                target = 0
-        most_splits = min(max(target, 1), triton.cdiv(max_pages * page_size, config.block_n))
-        items, splits_at_once = most_tiles + target, min(triton.next_power_of_2(most_splits), 64)
-    if most_splits > 1:
-        partial = torch.empty(items * kv_heads, config.block_m, v_dim, dtype=torch.float32, device=query.device)
-        lse = torch.empty(items * kv_heads, config.block_m, dtype=torch.float32, device=query.device)
-    else:
-        partial = lse = out  # never touched
+        target = 0
+    elif target is None:
+        target = _programs_to_share_among(config.waves * multiprocessors // kv_heads, num_tiles)
+    key = PlanKey(
+        group,
+        config.block_m,
+        config.block_n,
+        target,
+        INVARIANT_SPLIT_KEYS if batch_invariant else 0,
+        sliding_window or 0,
+    )
+    plan = work_plan(rows, key)
+    merges = most_splits(rows, key) > 1 or plan.has_groups
+    partials = allocate(plan, out, kv_heads=kv_heads, block_m=config.block_m) if merges else Partials(out, out, out)
     has_bits = rows.ancestor_bits is not None
     scale_log2 = scaling * _LOG2_E if softcap is None else 2 * scaling * _LOG2_E / softcap
-    plan = {
-        "KV_HEADS": kv_heads,
-        "GROUP": group,
-        "V_DIM": v_dim,
-        "V_PAD": v_pad,
-        "SEQS": triton.next_power_of_2(num_seqs + 1),
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "TARGET": target,
-        "SPLIT_KEYS": INVARIANT_SPLIT_KEYS if batch_invariant else 0,
-        "HAS_WINDOW": sliding_window is not None,
-        "HAS_SINKS": sinks is not None,
-        "OVERLAP_MERGE": can_overlap and most_splits > 1,
-    }
+    overlap = {"launch_pdl": True} if can_overlap else {}
     with torch.cuda.device_of(query):
-        _attend_kernel[(items * kv_heads,)](
+        _attend_kernel[(plan.num_items * kv_heads,)](
             query,
             k_pages,
             v_pages,
             out,
-            partial,
-            lse,
+            partials.values,
+            partials.lse,
+            partials.magnitude,
+            plan.items,
             rows.position_ids,
-            rows.row_starts,
-            rows.context_lens,
-            rows.num_causal_rows,
             rows.block_table,
             rows.ancestor_bits if has_bits else rows.row_starts,
             out if sinks is None else sinks,
@@ -116,39 +102,51 @@ def tree_attention(
             sliding_window or 0,
             query.stride(0),
             query.stride(1),
-            num_seqs,
-            num_rows,
             rows.block_table.stride(0),
             rows.ancestor_bits.stride(0) if rows.ancestor_bits is not None else 0,
+            KV_HEADS=kv_heads,
+            GROUP=group,
             K_DIM=k_dim,
+            V_DIM=v_dim,
             K_PAD=k_pad,
+            V_PAD=v_pad,
             PAGE_SIZE=page_size,
+            ITEM_FIELDS=ITEM_FIELDS,
+            BLOCK_M=config.block_m,
+            BLOCK_N=config.block_n,
             STAGES=config.stages,
+            SPLIT_KEYS=key.split_keys,
+            HAS_WINDOW=sliding_window is not None,
             HAS_SOFTCAP=softcap is not None,
+            HAS_SINKS=sinks is not None,
             HAS_BITS=has_bits,
+            MERGES=merges,
+            HAS_MAGNITUDE=partials.magnitude is not partials.lse,
             PRECISION=_precision(query),
+            SMALL_POOL=max(k_pages.numel(), v_pages.numel()) < 2**31,
+            OVERLAP=can_overlap,
             num_warps=config.warps,
             enable_fp_fusion=True,  # stated, because its default changes with the Triton version
-            **plan,
+            **overlap,
         )
-        if most_splits > 1:
-            _merge_kernel[(num_rows * heads,)](
-                out,
-                partial,
-                lse,
-                rows.row_starts,
-                rows.context_lens,
-                out if sinks is None else sinks,
-                sliding_window or 0,
-                num_seqs,
-                num_rows,
-                SPLITS=splits_at_once,
-                num_warps=2,
-                enable_fp_fusion=True,
-                **({"launch_pdl": True} if plan["OVERLAP_MERGE"] else {}),
-                **plan,
-            )
+        if merges:
+            usual = 16 if batch_invariant else max(1, target // num_tiles)
+            merge(out, partials, plan, sinks, kv_heads=kv_heads, usual_splits=usual, overlap=can_overlap)
     return out
+
+
+def _programs_to_share_among(programs: int, num_tiles: int) -> int:
+    """How many programs per KV head the keys of `num_tiles` tiles are cut for; 0: one for each tile.
+
+    With a program for each tile, only sequences longer than the mean are still split, to share out ragged work; where
+    many tiles wait for each multiprocessor, even that is not needed. Few splits more than a power of two would cost the
+    merge, which works with powers of two, more than they gain.
+    """
+    if num_tiles >= 4 * programs:
+        return 0
+    splits = max(programs // num_tiles, 1)
+    power = 1 << (splits.bit_length() - 1)
+    return num_tiles * power if splits * 8 <= power * 9 else max(programs, num_tiles)
 
 
 def _precision(query: Tensor) -> str:
@@ -156,33 +154,6 @@ def _precision(query: Tensor) -> str:
     if query.dtype == torch.float32:
         return "ieee"
     return "upcast" if query.dtype == torch.bfloat16 and query.device.type == "cpu" else "tf32"
-
-
-@triton.jit
-@typing.no_type_check
-def _plan(
-    row_starts_ptr, context_lens_ptr, num_seqs, num_rows, sliding_window,
-    GROUP: tl.constexpr, SEQS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    TARGET: tl.constexpr, SPLIT_KEYS: tl.constexpr, HAS_WINDOW: tl.constexpr,
-):  # fmt: skip
-    """Tiles and splits per tile of every sequence, `[SEQS]` each; sequence `num_seqs` stands for the padding rows."""
-    seq = tl.arange(0, SEQS)
-    start = tl.load(row_starts_ptr + seq, mask=seq <= num_seqs, other=num_rows)
-    stop = tl.load(row_starts_ptr + seq + 1, mask=seq < num_seqs, other=num_rows)
-    context_len = tl.load(context_lens_ptr + seq, mask=seq < num_seqs, other=0)
-    rows = stop - start
-    tiles = (rows * GROUP + BLOCK_M - 1) // BLOCK_M
-    keys = tl.where((seq < num_seqs) & (rows > 0), context_len + rows, 0)
-    if SPLIT_KEYS > 0:  # batch_invariant: a split is so many keys, whatever else is in the batch
-        splits = tl.maximum((keys + SPLIT_KEYS - 1) // SPLIT_KEYS, 1)
-    else:
-        if HAS_WINDOW:
-            keys = tl.minimum(keys, rows + sliding_window + BLOCK_N)
-        blocks = (keys + BLOCK_N - 1) // BLOCK_N
-        total = tl.maximum(tl.sum((tiles * blocks).to(tl.int64), 0), 1)
-        splits = (blocks.to(tl.int64) * TARGET // total).to(tl.int32)
-        splits = tl.maximum(tl.minimum(splits, blocks), 1)
-    return tiles, splits
 
 
 @triton.jit
@@ -211,28 +182,66 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 @triton.jit
 @typing.no_type_check
 def _scores(q, k, scale_log2, softcap, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
-    """q . k in base-2 logits."""
+    """q . k, still to be multiplied by scale_log2; with a softcap, base-2 logits."""
     nothing = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
-    scores = _dot(q, tl.trans(k), nothing, PRECISION) * scale_log2
+    scores = _dot(q, tl.trans(k), nothing, PRECISION)
     if HAS_SOFTCAP:  # scale_log2 then holds 2 * log2(e) * scaling / softcap, and tanh(x) = 1 - 2 / (1 + e**2x)
-        scores = (1.0 - 2.0 / (1.0 + tl.exp2(scores))) * softcap
+        scores = (1.0 - 2.0 / (1.0 + tl.exp2(scores * scale_log2))) * softcap
     return scores
 
 
 @triton.jit
 @typing.no_type_check
-def _accumulate(scores, v, high, total, acc, PRECISION: tl.constexpr, GUARDED: tl.constexpr):
-    """One step of the running softmax; GUARDED where a row may have seen nothing yet (its `high` is -inf)."""
-    new_high = tl.maximum(high, tl.max(scores, 1))
+def _accumulate(
+    scores, scale, v, high, total, acc, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """One step of the running softmax; where blocks are MASKED, a row may have seen nothing yet, its `high` is -inf.
+
+    The positive `scale` is applied to the maxima, and inside the exponent, where it is one multiply-add with the shift.
+    """
+    if HAS_SOFTCAP:
+        block_high = tl.max(scores, 1)
+    else:
+        block_high = tl.max(scores, 1) * scale
+    new_high = tl.maximum(high, block_high)
     shift = new_high
-    if GUARDED:
+    if MASKED:
         shift = tl.where(new_high == -float("inf"), 0.0, new_high)
-    weights = tl.exp2(scores - shift[:, None])
+    if HAS_SOFTCAP:
+        weights = tl.exp2(scores - shift[:, None])
+    else:
+        weights = tl.exp2(scores * scale - shift[:, None])
     decay = tl.exp2(high - shift)
     total = total * decay + tl.sum(weights, 1)
     acc = acc * decay[:, None]
     acc = _dot(weights.to(v.dtype), v, acc, PRECISION)
     return new_high, total, acc
+
+
+@triton.jit
+@typing.no_type_check
+def _visible(
+    key, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
+    sliding_window, HAS_WINDOW: tl.constexpr, HAS_BITS: tl.constexpr,
+):  # fmt: skip
+    """[rows, keys]: which keys a row sees, by the contract of the op."""
+    own = key - context_len  # which row of the sequence a key belongs to; negative: the prefix
+    inside = own < num_own
+    visible = own[None, :] <= row[:, None]
+    if HAS_BITS:
+        node = own - num_causal
+        is_tree = (row >= num_causal) & row_inside
+        asked = is_tree[:, None] & ((node >= 0) & inside)[None, :]
+        word = tl.load(bits_row_ptr[:, None] + (node // 32)[None, :], mask=asked, other=0)
+        by_bits = ((word >> (tl.maximum(node, 0) % 32)[None, :]) & 1) != 0
+        visible = tl.where(is_tree[:, None], (node < 0)[None, :] | by_bits, visible)
+    visible = visible & inside[None, :] & row_inside[:, None]
+    if HAS_WINDOW:
+        own_position = tl.load(position_ids_ptr + start + own, mask=(own >= 0) & inside, other=0).to(tl.int32)
+        key_position = tl.where(own < 0, key, own_position)
+        visible = visible & (row_position[:, None] - key_position[None, :] < sliding_window)
+    return visible
 
 
 @triton.jit
@@ -245,44 +254,32 @@ def _masked_block(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of keys of which some rows may see only some."""
-    own = key - context_len  # which row of the sequence a key belongs to; negative: the prefix
-    inside = own < num_own
-    node = own - num_causal
-    visible = own[None, :] <= row[:, None]
-    if HAS_BITS:
-        is_tree = (row >= num_causal) & row_inside
-        asked = is_tree[:, None] & ((node >= 0) & inside)[None, :]
-        word = tl.load(bits_row_ptr[:, None] + (node // 32)[None, :], mask=asked, other=0)
-        by_bits = ((word >> (tl.maximum(node, 0) % 32)[None, :]) & 1) != 0
-        visible = tl.where(is_tree[:, None], (node < 0)[None, :] | by_bits, visible)
-    visible = visible & inside[None, :] & row_inside[:, None]
-    if HAS_WINDOW:
-        own_position = tl.load(position_ids_ptr + start + own, mask=(own >= 0) & inside, other=0).to(tl.int32)
-        key_position = tl.where(own < 0, key, own_position)
-        visible = visible & (row_position[:, None] - key_position[None, :] < sliding_window)
+    visible = _visible(
+        key, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
+        sliding_window, HAS_WINDOW, HAS_BITS,
+    )  # fmt: skip
     seen = tl.max(visible.to(tl.int32), 0) > 0  # what nobody sees may be NaN, and 0 x NaN is NaN
     page = tl.load(table_ptr + key // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
     slot_head = (page * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + h
     k = _load_rows(k_pages_ptr, slot_head, k_dim, seen, K_DIM, K_PAD, True)
+    v = _load_rows(v_pages_ptr, slot_head, v_dim, seen, V_DIM, V_PAD, True)  # before the scores: both loads in flight
     scores = _scores(q, k, scale_log2, softcap, HAS_SOFTCAP, PRECISION)
     scores = tl.where(visible, scores, -float("inf"))
-    v = _load_rows(v_pages_ptr, slot_head, v_dim, seen, V_DIM, V_PAD, True)
-    return _accumulate(scores, v, high, total, acc, PRECISION, True)
+    return _accumulate(scores, scale_log2, v, high, total, acc, HAS_SOFTCAP, PRECISION, True)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_rows", "table_stride", "bits_stride", "sliding_window"])
+@triton.jit(do_not_specialize=["table_stride", "bits_stride", "sliding_window"])
 @typing.no_type_check
 def _attend_kernel(
     query_ptr,  # [rows, KV_HEADS * GROUP, K_DIM], strided
     k_pages_ptr,  # [slots, KV_HEADS, K_DIM]
     v_pages_ptr,  # [slots, KV_HEADS, V_DIM]
     out_ptr,  # [rows, KV_HEADS * GROUP, V_DIM]
-    partial_ptr,  # [items * KV_HEADS, BLOCK_M, V_DIM] float32: results of single splits
-    lse_ptr,  # [items * KV_HEADS, BLOCK_M] float32: log2 of their denominators
+    values_ptr,  # see triton_merge.Partials: results of single splits
+    lse_ptr,
+    magnitude_ptr,
+    items_ptr,  # [items, ITEM_FIELDS] int32
     position_ids_ptr,  # [rows] int64
-    row_starts_ptr,  # [num_seqs + 1]
-    context_lens_ptr,  # [num_seqs]
-    num_causal_rows_ptr,  # [num_seqs]
     block_table_ptr,  # [num_seqs, table_stride]
     ancestor_bits_ptr,  # [rows, bits_stride]
     sinks_ptr,  # [KV_HEADS * GROUP]
@@ -291,8 +288,6 @@ def _attend_kernel(
     sliding_window,
     query_row_stride,
     query_head_stride,
-    num_seqs,
-    num_rows,
     table_stride,
     bits_stride,
     KV_HEADS: tl.constexpr,
@@ -302,46 +297,39 @@ def _attend_kernel(
     K_PAD: tl.constexpr,
     V_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
-    SEQS: tl.constexpr,
+    ITEM_FIELDS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
-    TARGET: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_BITS: tl.constexpr,
+    MERGES: tl.constexpr,
+    HAS_MAGNITUDE: tl.constexpr,
     PRECISION: tl.constexpr,
-    OVERLAP_MERGE: tl.constexpr,
+    SMALL_POOL: tl.constexpr,  # offsets into the pool fit 31 bits: half the arithmetic on addresses
+    OVERLAP: tl.constexpr,
 ):
-    item = tl.program_id(0) // KV_HEADS
+    if OVERLAP:  # the launch began while the one before was ending; what that one wrote is there from here on
+        tl.extra.cuda.gdc_wait()
+    record = items_ptr + (tl.program_id(0) // KV_HEADS) * ITEM_FIELDS
     h = tl.program_id(0) % KV_HEADS
-    tiles_of, splits_of = _plan(
-        row_starts_ptr, context_lens_ptr, num_seqs, num_rows, sliding_window,
-        GROUP, SEQS, BLOCK_M, BLOCK_N, TARGET, SPLIT_KEYS, HAS_WINDOW,
-    )  # fmt: skip
-    index = tl.arange(0, SEQS)
-    ends = tl.cumsum(tiles_of * splits_of, 0)
-    s = tl.sum((ends <= item).to(tl.int32), 0)
-    if s > num_seqs:  # more programs than items: the grid is a bound
+    table_row = tl.load(record)
+    start = tl.load(record + 1)
+    num_own = tl.load(record + 2)
+    context_len = tl.load(record + 3)
+    num_causal = tl.load(record + 4)
+    tile = tl.load(record + 5)
+    split = tl.load(record + 6)
+    splits = tl.load(record + 7)
+    skipped_blocks = tl.load(record + 8)
+    is_direct = tl.load(record + 9)
+    if table_row < 0:  # more programs than work: the grid is a bound
         return
-    local = item - tl.sum(tl.where(index < s, tiles_of * splits_of, 0), 0)
-    tiles = tl.sum(tl.where(index == s, tiles_of, 0), 0)
-    splits = tl.sum(tl.where(index == s, splits_of, 0), 0)
-    tile = local % tiles
-    split = local // tiles
-    is_padding = s == num_seqs
-    start = tl.load(row_starts_ptr + s)
-    stop = num_rows
-    context_len = 0
-    num_causal = 0
-    if s < num_seqs:
-        stop = tl.load(row_starts_ptr + s + 1)
-        context_len = tl.load(context_lens_ptr + s)
-        num_causal = tl.load(num_causal_rows_ptr + s)
-    num_own = stop - start
-
+    owns_keys = num_causal >= 0
+    num_causal = tl.where(owns_keys, num_causal, num_own)  # rows without keys of their own are no tree rows
     packed = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     row = packed // GROUP
     row_inside = row < num_own
@@ -361,9 +349,9 @@ def _attend_kernel(
     last_row = tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, num_own - 1)
     first_key = 0
     full_from = 0
-    last_key = context_len + num_own
+    last_key = context_len + tl.where(owns_keys, num_own, 0)
     full_to = context_len
-    if last_row < num_causal:  # a tile of the causal chain alone
+    if owns_keys & (last_row < num_causal):  # a tile of the causal chain alone
         last_key = context_len + last_row + 1
         full_to = context_len + first_row + 1
     if HAS_WINDOW:
@@ -372,10 +360,7 @@ def _attend_kernel(
         first_key = tl.minimum(tl.maximum(lowest - sliding_window + 1, 0), context_len)
         full_from = tl.minimum(tl.maximum(highest - sliding_window + 1, 0), last_key)
         full_to = tl.minimum(full_to, context_len)  # positions of own rows are not their indices
-    if is_padding:
-        last_key = 0
-        full_to = 0
-    first_block = first_key // BLOCK_N
+    first_block = tl.maximum(first_key // BLOCK_N, skipped_blocks)
     end_block = (last_key + BLOCK_N - 1) // BLOCK_N
     if SPLIT_KEYS > 0:
         low = tl.maximum(split * (SPLIT_KEYS // BLOCK_N), first_block)
@@ -389,11 +374,11 @@ def _attend_kernel(
     high = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, V_PAD], tl.float32)
-    table_ptr = block_table_ptr + s.to(tl.int64) * table_stride
+    table_ptr = block_table_ptr + table_row.to(tl.int64) * table_stride
     bits_row_ptr = ancestor_bits_ptr + global_row * bits_stride
     block_key = tl.arange(0, BLOCK_N)
     if HAS_WINDOW:
-        for block in tl.range(low, full_low, num_stages=1):
+        for block in tl.range(low, full_low, num_stages=1):  # where the windows of the rows begin
             high, total, acc = _masked_block(
                 q, high, total, acc, block * BLOCK_N + block_key, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr,
                 bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal, num_own, scale_log2,
@@ -406,14 +391,14 @@ def _attend_kernel(
         other=0,
     )
     for block in tl.range(full_low, full_end, num_stages=STAGES):
-        page = next_page.to(tl.int64)
+        page = next_page if SMALL_POOL else next_page.to(tl.int64)
         ahead = (block + 1) * BLOCK_N + block_key  # the next block's page ids arrive while this block is computed
         next_page = tl.load(table_ptr + ahead // PAGE_SIZE, mask=ahead < full_end * BLOCK_N, other=0)
         slot_head = (page * PAGE_SIZE + (block * BLOCK_N + block_key) % PAGE_SIZE) * KV_HEADS + h
         k = _load_rows(k_pages_ptr, slot_head, k_dim, block_key, K_DIM, K_PAD, False)
         scores = _scores(q, k, scale_log2, softcap, HAS_SOFTCAP, PRECISION)
         v = _load_rows(v_pages_ptr, slot_head, v_dim, block_key, V_DIM, V_PAD, False)
-        high, total, acc = _accumulate(scores, v, high, total, acc, PRECISION, False)
+        high, total, acc = _accumulate(scores, scale_log2, v, high, total, acc, HAS_SOFTCAP, PRECISION, False)
     for block in tl.range(full_end, end, num_stages=1):
         high, total, acc = _masked_block(
             q, high, total, acc, block * BLOCK_N + block_key, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr,
@@ -422,16 +407,16 @@ def _attend_kernel(
             HAS_SOFTCAP, HAS_BITS, PRECISION,
         )  # fmt: skip
 
-    if OVERLAP_MERGE:
+    if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
-    if splits == 1:
+    if not MERGES or is_direct != 0:
         if HAS_SINKS:
             sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
             new_high = tl.maximum(high, sink)
             decay = tl.exp2(high - new_high)
             total = total * decay + tl.exp2(sink - new_high)
             acc = acc * decay[:, None]
-        result = acc / tl.where(total > 0, total, 1.0)[:, None]
+        result = acc * (1.0 / tl.where(total > 0, total, 1.0))[:, None]
         tl.store(
             out_ptr + (global_row * (KV_HEADS * GROUP) + head)[:, None] * V_DIM + v_dim[None, :],
             result.to(out_ptr.dtype.element_ty),
@@ -439,9 +424,16 @@ def _attend_kernel(
         )
     else:
         place = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+        share = 1.0 / tl.where(total > 0, total, 1.0)
+        if HAS_MAGNITUDE:
+            magnitude = tl.max(tl.abs(acc), 1)
+            magnitude = tl.where(magnitude > 0, magnitude, 1.0)
+            tl.store(magnitude_ptr + place, magnitude * share, mask=row_inside)
+            share = 1.0 / magnitude
+        values = acc * share[:, None]
         tl.store(
-            partial_ptr + place[:, None] * V_DIM + v_dim[None, :],
-            acc / tl.where(total > 0, total, 1.0)[:, None],
+            values_ptr + place[:, None] * V_DIM + v_dim[None, :],
+            values.to(values_ptr.dtype.element_ty),
             mask=row_inside[:, None] & (v_dim < V_DIM)[None, :],
         )
         tl.store(
@@ -449,78 +441,3 @@ def _attend_kernel(
             tl.where(total > 0, high + tl.log2(tl.where(total > 0, total, 1.0)), -float("inf")),
             mask=row_inside,
         )
-
-
-@triton.jit(do_not_specialize=["num_seqs", "num_rows", "sliding_window"])
-@typing.no_type_check
-def _merge_kernel(
-    out_ptr,  # [rows, KV_HEADS * GROUP, V_DIM]
-    partial_ptr,  # as in _attend_kernel
-    lse_ptr,
-    row_starts_ptr,
-    context_lens_ptr,
-    sinks_ptr,
-    sliding_window,
-    num_seqs,
-    num_rows,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    V_DIM: tl.constexpr,
-    V_PAD: tl.constexpr,
-    SEQS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    TARGET: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr,
-    SPLITS: tl.constexpr,  # splits taken at a time; the order of the sums depends on this alone
-    HAS_WINDOW: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
-    OVERLAP_MERGE: tl.constexpr,
-):
-    """One program per row and head: partial results weighted by their share of the denominator."""
-    global_row = tl.program_id(0) // (KV_HEADS * GROUP)
-    head = tl.program_id(0) % (KV_HEADS * GROUP)
-    tiles_of, splits_of = _plan(
-        row_starts_ptr, context_lens_ptr, num_seqs, num_rows, sliding_window,
-        GROUP, SEQS, BLOCK_M, BLOCK_N, TARGET, SPLIT_KEYS, HAS_WINDOW,
-    )  # fmt: skip
-    index = tl.arange(0, SEQS)
-    stops = tl.load(row_starts_ptr + index + 1, mask=index < num_seqs, other=2147483647)
-    s = tl.sum((stops <= global_row).to(tl.int32), 0)
-    before = tl.sum(tl.where(index < s, tiles_of * splits_of, 0), 0)
-    tiles = tl.sum(tl.where(index == s, tiles_of, 0), 0)
-    splits = tl.sum(tl.where(index == s, splits_of, 0), 0)
-    if OVERLAP_MERGE:  # before any return: when this launch ends, the one before must have ended too
-        tl.extra.cuda.gdc_wait()
-    if splits <= 1:
-        return
-    packed = (global_row - tl.load(row_starts_ptr + s)) * GROUP + head % GROUP
-    tile = packed // BLOCK_M
-    v_dim = tl.arange(0, V_PAD)
-    if HAS_SINKS:
-        high = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
-        total = tl.full([], 1.0, tl.float32)
-    else:
-        high = tl.full([], -float("inf"), tl.float32)
-        total = tl.full([], 0.0, tl.float32)
-    acc = tl.zeros([V_PAD], tl.float32)
-    for first in tl.range(0, splits, SPLITS):
-        split = first + tl.arange(0, SPLITS)
-        item = before + split * tiles + tile
-        place = (item * KV_HEADS + head // GROUP).to(tl.int64) * BLOCK_M + packed % BLOCK_M
-        lse = tl.load(lse_ptr + place, mask=split < splits, other=-float("inf"))
-        part = tl.load(
-            partial_ptr + place[:, None] * V_DIM + v_dim[None, :],
-            mask=(split < splits)[:, None] & (v_dim < V_DIM)[None, :],
-            other=0.0,
-        )
-        new_high = tl.maximum(high, tl.max(lse, 0))
-        shift = tl.where(new_high == -float("inf"), 0.0, new_high)
-        weights = tl.exp2(lse - shift)
-        decay = tl.exp2(high - shift)
-        total = total * decay + tl.sum(weights, 0)
-        acc = acc * decay + tl.sum(part * weights[:, None], 0)
-        high = new_high
-    result = acc / tl.where(total > 0, total, 1.0)
-    place_out = (global_row.to(tl.int64) * (KV_HEADS * GROUP) + head) * V_DIM + v_dim
-    tl.store(out_ptr + place_out, result.to(out_ptr.dtype.element_ty), mask=v_dim < V_DIM)

@@ -1,9 +1,9 @@
 """Finds the best configs of `tree_attention` for the GPU at hand and adds them to `configs.json`.
 
-    python -m infercore.kernels.tree_attention.tune            # prints; --save writes; a few minutes
+    python -m infercore.kernels.tree_attention.tune            # prints; --save writes; ten to twenty minutes
 
-Every line of the table is timed on one decode, tree or prefill shape with 8 KV heads of size 128, four query heads
-each, in bfloat16, over pools larger than the second-level cache.
+Every line of the table is timed on decode, tree or prefill shapes with 8 KV heads of size 128, four query heads each,
+in bfloat16, as a CUDA graph over pools larger than the second-level cache; the geometric mean over its shapes decides.
 """
 
 from __future__ import annotations
@@ -13,25 +13,29 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import product
+from statistics import geometric_mean
+from typing import Any
 
 import torch
 
 from infercore.kernels.tree_attention.config import TABLE_FILE, Config, device_limits
 
 _GROUP, _KV_HEADS, _DIM, _PAGE_SIZE = 4, 8, 128, 16
-SHAPES = (  # packed rows up to; then batch, context and rows per sequence to time
-    (16, 8, 8192, 1),
-    (32, 8, 8192, 8),
-    (512, 8, 8192, 16),
-    (None, 4, 2048, 512),
+SHAPES: tuple[tuple[int | None, float | None, tuple[tuple[int, int, int], ...]], ...] = (
+    # packed rows and load up to, as in the table; then batch, context and rows per sequence to time
+    (16, 1.5, ((1, 8192, 1), (8, 8192, 1))),
+    (16, None, ((32, 8192, 1),)),
+    (64, None, ((1, 1024, 16), (1, 8192, 16), (8, 8192, 16), (32, 2048, 16))),
+    (512, None, ((1, 8192, 64), (8, 8192, 32), (8, 8192, 64))),
+    (None, None, ((4, 2048, 512),)),
 )
 
 
 def candidates(packed_rows: int | None) -> Iterator[Config]:
     """Configs worth timing for a line of the table."""
-    for block_m, block_n, stages, warps, waves in product((16, 32, 64, 128), (32, 64, 128), (2, 3, 4), (4, 8), (1, 2)):
-        rows_fit = block_m >= 64 if packed_rows is None else block_m <= max(16, 2 * packed_rows)
-        if rows_fit and (warps == 4 or block_m >= 64) and (waves == 1 or packed_rows == 16):
+    for block_m, block_n, stages, warps, waves in product((16, 32, 64, 128), (32, 64), (2, 3, 4), (4, 8), (1, 2, 3)):
+        rows_fit = block_m >= 64 if packed_rows is None else packed_rows // 8 <= block_m <= max(16, packed_rows)
+        if rows_fit and (warps == 8) == (block_m == 128) and (waves == 1 or block_m <= 64):
             yield Config(block_m, block_n, stages, warps, waves)
 
 
@@ -74,10 +78,11 @@ def main() -> None:
         parser.error("there is no CUDA device; run this on the GPU that is to be added")
     name = device_limits(torch.device("cuda", torch.cuda.current_device()))[0]
     rows: list[dict[str, object]] = []
-    for limit, batch, context_len, num_rows in SHAPES:
-        config, time_us = fastest(candidates(limit), _timer(batch, context_len, num_rows))
-        print(f"{name}, {batch} x {context_len}, {num_rows} rows: {time_us:.1f} us with {config}", flush=True)
-        rows.append({"packed_rows": limit, **asdict(config)})
+    for limit, load, shapes in SHAPES:
+        timers = [_timer(*shape) for shape in shapes]
+        config, time_us = fastest(candidates(limit), lambda c, timers=timers: geometric_mean(t(c) for t in timers))  # type: ignore[misc]
+        print(f"{name}, batch x context, rows {shapes}: mean {time_us:.1f} us with {config}", flush=True)
+        rows.append({"packed_rows": limit, "load": load, **asdict(config)})
     text = with_device(json.loads(TABLE_FILE.read_text(encoding="utf-8")), name, rows)
     print(text)
     if arguments.save:
@@ -94,7 +99,7 @@ def _timer(batch: int, context_len: int, num_rows: int) -> Callable[[Config], fl
     device = torch.device("cuda")
     pages_each = -(-(context_len + num_rows) // _PAGE_SIZE)
     num_pages = batch * pages_each + 1
-    layers = max(2, 400_000_000 // (num_pages * _PAGE_SIZE * _KV_HEADS * _DIM * 4))
+    layers = max(8, 400_000_000 // (num_pages * _PAGE_SIZE * _KV_HEADS * _DIM * 4))
     pools = [
         [torch.randn(num_pages, _PAGE_SIZE, _KV_HEADS, _DIM, device=device, dtype=torch.bfloat16) for _ in range(2)]
         for _ in range(layers)
@@ -102,7 +107,7 @@ def _timer(batch: int, context_len: int, num_rows: int) -> Callable[[Config], fl
     total = batch * num_rows
     query = torch.randn(total, _KV_HEADS * _GROUP, _DIM, device=device, dtype=torch.bfloat16)
     position = torch.arange(num_rows, device=device) + context_len
-    rows = prepare(
+    step: dict[str, Any] = dict(  # noqa: C408
         position_ids=position.repeat(batch),
         row_starts=torch.arange(0, total + 1, num_rows, device=device, dtype=torch.int32),
         context_lens=torch.full((batch,), context_len, device=device, dtype=torch.int32),
@@ -115,6 +120,7 @@ def _timer(batch: int, context_len: int, num_rows: int) -> Callable[[Config], fl
 
     def time_us(config: Config) -> float:
         def all_layers() -> None:
+            rows = prepare(**step)  # in the graph, as in an engine: planned once for all layers
             for k_pages, v_pages in pools:
                 tree_attention(
                     query, k_pages, v_pages, rows, out,
