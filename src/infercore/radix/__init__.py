@@ -12,9 +12,8 @@ the turns of a chat, samples of one prompt). The cache is bookkeeping only; tens
     sequence.close()                                # published for the next request
 
 Reading order: `types.py` (records, the `PageStore` protocol), `sequence.py` (what a request does), `cache.py` (lookup,
-insertion, eviction), `eviction.py`, `layout.py` and
-`_compiled.py` (the arrays and the loops over them), `allocator.py`, `pool.py`;
-`events.py`, `pins.py`, `explain.py`, `saving.py` and `render.py` stand alone.
+insertion, eviction), `eviction.py`, `layout.py` and `_compiled.py` (the arrays and the loops over them),
+`allocator.py`, `pool.py`, `keys.py`; `events.py`, `pins.py`, `explain.py`, `saving.py` and `render.py` stand alone.
 """
 
 from infercore.radix.allocator import PageAllocator
