@@ -1,6 +1,7 @@
 """How many tokens does each drafter gain per forward of SmolLM2 on Spec-Bench?
 
-    python bench/speculative.py record               greedy traces by plain HF generate, once (half an hour on 2 cores)
+    python bench/speculative.py record               greedy traces by plain HF generate, once (10 minutes on 2 cores);
+                                                     questions that are on file already are left out
     python bench/speculative.py replay [--save]      text-only drafters on those traces: no model, seconds
 
 The questions come from $INFERCORE_DATA/spec_bench (first turns), the model from the cache that `infercore demo` fills
@@ -54,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=["record", "replay"])
     parser.add_argument("--nodes", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=240, help="record: how many, spread over all categories")
     add_common_arguments(parser)
     arguments = parser.parse_args()
     if arguments.mode == "record":
@@ -96,14 +98,14 @@ def group_of(category: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- record
 
 
-def record(arguments: argparse.Namespace, *, max_new_tokens: int = 128) -> None:
+def record(arguments: argparse.Namespace) -> None:
     import torch
 
     model, tokenizer = load_model(arguments.model)
     arguments.traces.parent.mkdir(parents=True, exist_ok=True)
     done = {trace["question_id"] for trace in traces(arguments.traces)} if arguments.traces.exists() else set()
     with arguments.traces.open("a") as file:
-        for question in questions():
+        for question in questions()[: arguments.questions]:
             if question["question_id"] in done:
                 continue
             prompt = prompt_ids(tokenizer, question)
@@ -111,7 +113,7 @@ def record(arguments: argparse.Namespace, *, max_new_tokens: int = 128) -> None:
                 output = model.generate(
                     torch.tensor([prompt]),
                     attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=arguments.new_tokens,
                     do_sample=False,
                     return_dict_in_generate=True,
                     output_logits=True,

@@ -131,8 +131,8 @@ def test_an_exception_anywhere_loses_nothing_and_the_engine_goes_on(engine, trut
     options, original = {}, None
     drafter = OracleDrafter({tuple(p): truth for p in prompts()}, "right", VOCAB)
     if where == "forward":
-        original = engine._stepper.forward
-        monkeypatch.setattr(engine._stepper, "forward", explode)
+        original = engine._model.forward
+        monkeypatch.setattr(engine._model, "forward", explode)
     elif where == "drafter":
         original = drafter.propose
         drafter.propose = explode

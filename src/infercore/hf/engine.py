@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from infercore import _jit
-from infercore.errors import InfercoreError, RequestError
-from infercore.hf import attention, self_check, weights
+from infercore.errors import RequestError
 from infercore.hf.custom_generate import groups_of_copies, to_output, to_requests
 from infercore.hf.factory import Prompt, RequestFactory, as_prompts, copy_of
 from infercore.hf.handle import RequestHandle
-from infercore.hf.plan import Plan
+from infercore.hf.packed_model import PackedModel
 from infercore.hf.pool_size import default_num_pages
 from infercore.hf.request import Completion, Event, FinishEvent, FinishReason, Request, checked_request
 from infercore.hf.scheduler import Scheduler
@@ -80,23 +79,8 @@ class Engine:
         policy: Policy | None = None,
         poison: bool = False,
     ) -> None:
-        self.model = model
-        self_check.refuse_by_config(model)
-        attention.register()
+        self._model = PackedModel(model)
         self.tokenizer: Tokenizer | None = tokenizer
-        self.device: torch.device = next(model.parameters()).device
-        previous = self.model.config._attn_implementation
-        self_check.use_packed_attention(model)
-        self.vocab_size = _num_logits(model)
-        self._dummy_mask = torch.zeros(1, 1, 1, 1, device=self.device, dtype=next(model.parameters()).dtype)
-        self._slices_logits = bool(self.model._supports_logits_to_keep())
-        try:
-            self.bytes_per_token = self_check.self_check(
-                self.model, self._forward, vocab_size=self.vocab_size, device=self.device
-            )
-        except InfercoreError:
-            self.model.set_attn_implementation(previous)
-            raise
         pages = num_pages or default_num_pages(self.bytes_per_token * page_size, page_size, self.device)
         self.pool = KVPool(pages, page_size)
         self.cache = PrefixCache(pages, page_size, store=self.pool, policy=policy, poison=poison)
@@ -106,8 +90,7 @@ class Engine:
         self._stepper = Stepper(
             self._scheduler,
             self.pool,
-            self._forward,
-            device=self.device,
+            self._model,
             max_rows=max_rows or (2048 if on_gpu else 512),
             controller=controller,
             stats=self.stats,
@@ -117,7 +100,6 @@ class Engine:
         self._events: list[Event] = []
         self._cancelled: list[RequestState] = []
         self._stepping = False
-        self._fingerprint = weights.fingerprint(model)
         self._lock = threading.RLock()
 
     # --- one request at a time, for people who write servers -------------------------------------------------------
@@ -131,7 +113,7 @@ class Engine:
             request,
             vocab_size=self.vocab_size,
             capacity_tokens=self.cache.counts().total * self.cache.page_size,
-            max_positions=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+            max_positions=self._model.max_positions,
         )
         if copies < 1:
             raise RequestError(f"copies is {copies}, expected at least 1")
@@ -246,6 +228,25 @@ class Engine:
     # --- the rest --------------------------------------------------------------------------------------------------
 
     @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self._model.model
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the model's logits."""
+        return self._model.vocab_size
+
+    @property
+    def bytes_per_token(self) -> int:
+        """K/V of one token over all layers."""
+        return self._model.bytes_per_token
+
+    @property
     def vocabulary(self) -> Any:
         """The tokenizer's tokens as bytes (`infercore.constrained.Vocabulary`); grammars are bound to it."""
         return self._factory.vocabulary
@@ -267,7 +268,7 @@ class Engine:
         counts = self.cache.counts()
         size_mb = self.bytes_per_token * counts.total * self.cache.page_size / 2**20
         lines = [
-            f"model      {type(self.model).__name__}, {self.device}, {self._dummy_mask.dtype}",
+            f"model      {self._model.describe()}",
             f"KV pool    {counts.total} pages of {self.cache.page_size} tokens ({size_mb:.0f} MiB): "
             f"{counts.free} free, {counts.cached} cached, {counts.in_use} in use",
             f"CPU loops  {_jit.status()}",
@@ -328,22 +329,8 @@ class Engine:
                 handle.cancel()
         return to_output(input_ids, completions, generation_config)
 
-    def _forward(self, plan: Plan) -> Tensor:
-        kwargs: dict[str, Any] = {"logits_to_keep": plan.logits_rows} if self._slices_logits else {}
-        logits: Tensor = self.model(
-            input_ids=plan.token_ids[None],
-            position_ids=plan.position_ids[None],
-            attention_mask=self._dummy_mask,
-            use_cache=False,
-            infercore=plan,
-            **kwargs,
-        ).logits[0]
-        return logits if self._slices_logits else logits[plan.logits_rows]
-
     def _drop_stale_cache(self) -> None:
-        fingerprint = weights.fingerprint(self.model)
-        if fingerprint != self._fingerprint:
-            self._fingerprint = fingerprint
+        if self._model.has_changed():
             self.invalidate()
 
     def _wait(self, handle: RequestHandle) -> Completion:
@@ -422,8 +409,3 @@ class Engine:
             state.notes,
             state.error,
         )
-
-
-def _num_logits(model: Any) -> int:
-    head = model.get_output_embeddings()
-    return int(head.weight.shape[0]) if head is not None else int(model.config.get_text_config().vocab_size)

@@ -4,6 +4,7 @@ Every sequence brings a run of rows: a causal chain (prefill chunk, forced token
 of a draft tree. All runs stand one behind the other in a single `[1, T]` forward.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,10 @@ class Plan:
     pool: KVPool
     prepared: PreparedRows
     observed: list[tuple[int, int | None]] = field(default_factory=list)
+
+
+Forward = Callable[[Plan], Tensor]
+"""Runs the model on a plan; returns logits `[len(plan.logits_rows), vocab]`."""
 
 
 def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:

@@ -12,8 +12,7 @@ from torch import nn
 
 from infercore.errors import UnsupportedModel
 from infercore.hf.attention import NAME
-from infercore.hf.plan import Plan, Rows, build_plan
-from infercore.hf.step import Forward
+from infercore.hf.plan import Forward, Plan, Rows, build_plan
 from infercore.radix import KVPool, PrefixCache
 from infercore.speculative import TokenTree
 

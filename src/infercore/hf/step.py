@@ -1,27 +1,22 @@
 """One step of the engine: draft, reserve slots, run the packed forward, choose tokens, commit what was kept."""
 
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from infercore.errors import OutOfPages
 from infercore.hf.choose import Turn, choose, keep_chosen
 from infercore.hf.draft import draft, show_drafters, teach_controller
-from infercore.hf.plan import Plan, Rows, build_plan
+from infercore.hf.packed_model import PackedModel
+from infercore.hf.plan import Rows, build_plan
 from infercore.hf.request import TokenEvent
 from infercore.hf.scheduler import Scheduler, Share
 from infercore.hf.state import RequestState
 from infercore.hf.stats import EngineStats
 from infercore.radix import KVPool
 from infercore.speculative import Controller, TokenTree, Verdict
-
-Forward = Callable[[Plan], Tensor]
-"""Runs the model on a plan; returns logits `[len(plan.logits_rows), vocab]`."""
 
 _NO_TREE = TokenTree.empty()
 
@@ -37,17 +32,15 @@ class Stepper:
         self,
         scheduler: Scheduler,
         pool: KVPool,
-        forward: Forward,
+        model: PackedModel,
         *,
-        device: torch.device,
         max_rows: int,
         controller: Controller | None,
         stats: EngineStats,
     ) -> None:
         self.scheduler = scheduler
         self.pool = pool
-        self.forward = forward
-        self.device = device
+        self.model = model
         self.max_rows = max_rows
         self.controller = controller
         self.stats = stats
@@ -75,17 +68,18 @@ class Stepper:
         work = self._reserve([s for s in shares if s.state.error is None], trees)
         if not work:
             return []
-        plan = build_plan([rows for _, rows in work], self.pool, self.device)
+        plan = build_plan([rows for _, rows in work], self.pool, self.model.device)
         turns = _turns(work)
+        num_rows = len(plan.token_ids)
         before_forward = clock()
-        logits = self.forward(plan)
-        after_forward = clock()
-        outcomes = choose(turns, logits)
-        show_drafters(turns, outcomes, logits)
+        with self.model.faster(num_rows):
+            logits = self.model.forward(plan)
+            after_forward = clock()
+            outcomes = choose(turns, logits)
+            show_drafters(turns, outcomes, logits)
         chosen = clock()
         events = self._apply(work, turns, outcomes)
         self._reserved.clear()
-        num_rows = len(plan.token_ids)
         teach_controller(self.controller, turns, outcomes, num_rows=num_rows, step_time_s=chosen - before_forward)
         times_s = (clock() - start, after_forward - before_forward, chosen - after_forward, drafted - drafting)
         self._count(work, num_rows, times_s)

@@ -11,10 +11,12 @@ They take plain tensors and know nothing of caches, engines or models.
 
 Every op is a folder: `__init__.py` holds the contract and its checks, `reference.py` the specification in plain torch,
 `triton.py` the GPU kernel (imported only when it is used), `cpu.py` a faster CPU path where it matters. In reading
-order: `write_kv`, `move_kv`, `token_bitmask`, `verify_tree`, `tree_attention`; `impl.py` says what `impl="auto"` picks.
+order: `write_kv`, `move_kv`, `token_bitmask`, `verify_tree`, `linear`, `tree_attention`; `impl.py` says what
+`impl="auto"` picks.
 """
 
 from infercore.kernels.impl import Impl
+from infercore.kernels.linear import linear
 from infercore.kernels.move_kv import move_kv
 from infercore.kernels.token_bitmask import apply_token_bitmask, apply_token_bitmask_
 from infercore.kernels.tree_attention import PreparedRows, prepare, tree_attention
@@ -27,6 +29,7 @@ __all__ = [
     "PreparedRows",
     "apply_token_bitmask",
     "apply_token_bitmask_",
+    "linear",
     "move_kv",
     "prepare",
     "tree_attention",
