@@ -1,6 +1,7 @@
 """Drafts of a step: who proposes what for whom, cut to what can be reached; and what drafters and controller learn."""
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -111,13 +112,23 @@ def _draft_request(state: RequestState, max_nodes: int) -> DraftRequest:
 def _prune(tree: TokenTree, state: RequestState) -> TokenTree:
     """Drop nodes that can never be reached: too deep for the length that is left, or refused by the grammar.
 
-    Nodes that were drawn from a distribution stay even if refused: their probability is part of the verification.
+    Where forced tokens are appended, nodes that force some go as well, with all below them: as the token after the
+    accepted path they bring the forced ones along, in the one spelling that plain decoding gives them. Nodes that were
+    drawn from a distribution stay: their probability is part of the verification. `RequestState.append` then stops
+    there. The tree carries its grammar states from here on.
     """
     depths = tree.depths
     if depths.max() >= state.remaining:
         tree = tree.truncate(depths < state.remaining)
-    if state.grammar is not None and tree.num_nodes and tree.draft_probs is None:
-        allowed = state.grammar.walk(tree) >= 0
-        if not allowed.all():
-            tree = tree.truncate(allowed)
-    return tree
+    if state.grammar is None or not tree.num_nodes:
+        return tree
+    states = state.grammar.walk(tree)
+    tree = replace(tree, grammar_states=states)
+    if tree.draft_probs is not None:
+        return tree
+    keep = states >= 0
+    if state.request.jump_forward:
+        for node, parent in enumerate(tree.parents.tolist()):
+            if keep[node]:
+                keep[node] = (parent < 0 or keep[parent]) and not state.grammar.forces(int(states[node]))
+    return tree if keep.all() else tree.truncate(keep)

@@ -34,6 +34,10 @@ class GrammarState(Protocol):
         """State after each node of `tree`, -1 where the node or an ancestor is refused."""
         ...
 
+    def forces(self, state: int) -> bool:
+        """Whether tokens are forced after a node in this state."""
+        ...
+
     def fill(self, node_states: npt.NDArray[np.int64], bitmask: Tensor) -> None:
         """Allowed tokens: first row of `bitmask` after the output, then one per entry of `node_states` (-1: all)."""
         ...
@@ -74,6 +78,9 @@ class IntGrammarState:
             states[node] = advance(before, token_id) if before >= 0 else -1
         return states
 
+    def forces(self, state: int) -> bool:
+        return len(self.grammar.forced_tokens(state)) > 0
+
     def fill(self, node_states: npt.NDArray[np.int64], bitmask: Tensor) -> None:
         states = [self.state, *node_states.tolist()]
         if (node_states < 0).any():
@@ -107,6 +114,9 @@ class MatcherGrammarState:
         return bool(self.matcher.is_finished)
 
     def walk(self, tree: TokenTree) -> npt.NDArray[np.int64]:
+        raise AssertionError("a matcher has no states for draft nodes")
+
+    def forces(self, state: int) -> bool:
         raise AssertionError("a matcher has no states for draft nodes")
 
     def fill(self, node_states: npt.NDArray[np.int64], bitmask: Tensor) -> None:

@@ -103,7 +103,8 @@ class RequestState:
     def append(self, token_ids: Seq[int], *, forced: bool = False) -> int:
         """Add output tokens until one of them ends the output; returns how many were added.
 
-        Grammar, end tokens, stop strings, the caller's criteria and the length limit are asked after each one.
+        Grammar, end tokens, stop strings, the caller's criteria and the length limit are asked after each one. Tokens
+        that were sampled end as well where the grammar forces some and these are to be appended.
         """
         for count, token_id in enumerate(token_ids, 1):
             if self.grammar_log is not None and self.grammar is not None:
@@ -128,19 +129,29 @@ class RequestState:
                 self.finish_reason = "stop"
             if self.finish_reason is not None:
                 return count
+            if not forced and count < len(token_ids) and self._appends_forced and len(self._forced_tokens()):
+                return count
         return len(token_ids)
 
     def append_forced(self) -> list[int]:
         """Add the tokens that the grammar forces next, if any, as output; returns those added."""
         added: list[int] = []
-        if self.grammar is None or not self.request.jump_forward:
+        if not self._appends_forced:
             return added
         while self.finish_reason is None:
-            forced: list[int] = self.grammar.forced_tokens()[: self.remaining].tolist()
+            forced: list[int] = self._forced_tokens()[: self.remaining].tolist()
             if not forced:
                 break
             added += forced[: self.append(forced, forced=True)]
         return added
+
+    @property
+    def _appends_forced(self) -> bool:
+        return self.grammar is not None and self.request.jump_forward
+
+    def _forced_tokens(self) -> npt.NDArray[np.int32]:
+        assert self.grammar is not None
+        return self.grammar.forced_tokens()
 
     def fill_known(self, bitmask: torch.Tensor, first_output: int) -> None:
         """The grammar's masks at output positions that stand already, from `first_output` on, one per row."""

@@ -33,6 +33,8 @@ class TokenTree:
     """The drafter's estimate that node i and all its ancestors are accepted; never above the parent's."""
     sources: Int8[np.ndarray, "nodes"] | None = None
     """Which drafter of a `Union` proposed node i; None: one drafter, number 0."""
+    grammar_states: Int64[np.ndarray, "nodes"] | None = None
+    """State of the request's grammar after node i, -1 where the node or one above it is refused; None: not walked."""
 
     @classmethod
     def of(
@@ -124,6 +126,7 @@ class TokenTree:
             None if self.draft_probs is None else self.draft_probs[np.flatnonzero(keep)],
             None if self.scores is None else self.scores[keep],
             None if self.sources is None else self.sources[keep],
+            None if self.grammar_states is None else self.grammar_states[keep],
         )
 
 
