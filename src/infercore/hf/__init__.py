@@ -18,9 +18,10 @@ forward), `step.py`, `draft.py` and `choose.py` (one step), `state.py`, `schedul
 
 from infercore.hf.aio import AsyncEngine
 from infercore.hf.cache_argument import cache_argument
-from infercore.hf.engine import Engine, Score
+from infercore.hf.engine import Engine
 from infercore.hf.grammar_processor import GrammarProcessor
 from infercore.hf.handle import RequestHandle
+from infercore.hf.model_forward import ModelForward
 from infercore.hf.paged_cache import PagedCache
 from infercore.hf.request import (
     Completion,
@@ -29,6 +30,7 @@ from infercore.hf.request import (
     FinishReason,
     Request,
     RequestStats,
+    Score,
     TokenEvent,
     TokenLogprobs,
 )
@@ -44,6 +46,7 @@ __all__ = [
     "FinishEvent",
     "FinishReason",
     "GrammarProcessor",
+    "ModelForward",
     "PagedCache",
     "Request",
     "RequestHandle",

@@ -1,9 +1,8 @@
 """`Engine`: any Hugging Face causal LM with prefix reuse, grammars, speculation and continuous batching."""
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,35 +11,23 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from infercore import _jit
 from infercore.errors import RequestError
+from infercore.hf.completion import completion_of
+from infercore.hf.cost_curve import cost_curve
 from infercore.hf.custom_generate import groups_of_copies, to_output, to_requests
 from infercore.hf.factory import Prompt, RequestFactory, as_prompts, copy_of
 from infercore.hf.handle import RequestHandle
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.pool_size import default_num_pages
-from infercore.hf.request import Completion, Event, FinishEvent, FinishReason, Request, checked_request
+from infercore.hf.request import Completion, Event, FinishEvent, Request, Score, checked_request
 from infercore.hf.scheduler import Scheduler
 from infercore.hf.state import RequestState
 from infercore.hf.stats import EngineStats
 from infercore.hf.step import Stepper
 from infercore.hf.stopping import Tokenizer
 from infercore.hf.stream import StreamChunk, StreamReader
-from infercore.hf.text import decode
 from infercore.radix import KVPool, Policy, PrefixCache
 from infercore.sampling import SamplingParams
-from infercore.speculative import Controller, Drafter
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Log probabilities of a completion's tokens under the model, in order."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-
-    @property
-    def total(self) -> float:
-        """Log probability of the whole completion."""
-        return sum(self.logprobs)
+from infercore.speculative import Controller, CostCurve, Drafter
 
 
 class Engine:
@@ -247,6 +234,25 @@ class Engine:
         return self._model.bytes_per_token
 
     @property
+    def controller(self) -> Controller | None:
+        """Decides how many draft tokens are worth verifying; may be replaced between steps."""
+        return self._stepper.controller
+
+    @controller.setter
+    def controller(self, controller: Controller | None) -> None:
+        with self._lock:
+            self._stepper.controller = controller
+
+    def cost_curve(self, *, refresh: bool = False) -> CostCurve:
+        """What a forward of this model costs on this device by its rows, for `SpeedController(curve)`.
+
+        Measured at the first call and kept in the user's cache; `refresh` measures again. A controller that is given
+        none learns it from the steps, which takes a few dozen of them.
+        """
+        with self._lock:
+            return cost_curve(self._model, refresh=refresh)
+
+    @property
     def vocabulary(self) -> Any:
         """The tokenizer's tokens as bytes (`infercore.constrained.Vocabulary`); grammars are bound to it."""
         return self._factory.vocabulary
@@ -275,6 +281,9 @@ class Engine:
             f"requests   {self.stats.num_requests} finished, {self.num_unfinished} unfinished, "
             f"{self.stats.num_preemptions} preemptions",
         ]
+        for name, by_depth in self.stats.acceptance.items():
+            rates = ", ".join(f"{accepted}/{drafted}" for drafted, accepted in by_depth)
+            lines.append(f"accepted   {name}, by depth: {rates}")
         return "\n".join(lines)
 
     def __call__(
@@ -378,34 +387,10 @@ class Engine:
         if state.sequence is not None:
             state.sequence.close(insert=state.error is None)
             state.sequence = None
-        handle.completion = self._completion(state)
+        handle.completion = completion_of(state, self.tokenizer)
         del self._handles[state.request_id]
         self.stats.add_request(handle.completion.stats, len(handle.completion.token_ids))
         for listener in (state.request.drafter, self._stepper.controller):
             if listener is not None:
                 listener.close(state.request_id)
         self._events.append(FinishEvent(state.request_id, handle.completion))
-
-    def _completion(self, state: RequestState) -> Completion:
-        request = state.request
-        token_ids = state.output_ids.tolist()
-        text = ""
-        try:
-            text = decode(self.tokenizer, token_ids, end=state.stop_string)
-        except Exception as error:  # the caller's tokenizer: it ends this request, not the others
-            state.fail(error)
-        reason: FinishReason = state.finish_reason or "cancelled"
-        state.stats.total_time_s = time.perf_counter() - state.submitted_at
-        return Completion(
-            state.request_id,
-            token_ids,
-            text,
-            reason,
-            state.stats,
-            state.stop_string,
-            state.logprobs if request.logprobs is not None else None,
-            torch.stack(state.logits) if state.logits else None,
-            torch.stack(state.scores) if state.scores else None,
-            state.notes,
-            state.error,
-        )

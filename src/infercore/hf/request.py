@@ -134,6 +134,19 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """Log probabilities of a completion's tokens under the model, in order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def total(self) -> float:
+        """Log probability of the whole completion."""
+        return sum(self.logprobs)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """Tokens that one step added to a request: sampled, accepted from a draft and forced alike."""
 

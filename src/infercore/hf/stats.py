@@ -1,8 +1,12 @@
 """Counters of an engine since it was built, or since `reset`."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import numpy.typing as npt
 
 from infercore.hf.request import RequestStats
+from infercore.speculative import Acceptance, Drafter, TokenTree, Union
 
 
 @dataclass(slots=True)
@@ -28,6 +32,7 @@ class EngineStats:
     forward_time_s: float = 0.0
     choose_time_s: float = 0.0
     draft_time_s: float = 0.0
+    _acceptance: dict[tuple[str, ...], Acceptance] = field(default_factory=dict)
 
     @property
     def accept_length(self) -> float:
@@ -38,6 +43,32 @@ class EngineStats:
     def overhead_s(self) -> float:
         """Host time of all steps outside the forward, the drafters and the choice of tokens."""
         return self.step_time_s - self.forward_time_s - self.choose_time_s - self.draft_time_s
+
+    @property
+    def acceptance(self) -> dict[str, list[tuple[int, int]]]:
+        """Per drafter, by the name of its class, and depth from 1: draft tokens verified, draft tokens accepted.
+
+        The parts of a `Union` count one by one; a path that two of them proposed belongs to the one that gave it the
+        higher score.
+        """
+        table: dict[str, list[tuple[int, int]]] = {}
+        for names, counts in self._acceptance.items():
+            for source, rows in counts.table().items():
+                name = names[min(source, len(names) - 1)]
+                before = table.get(name, [])
+                longest = max(len(before), len(rows))
+                padded = [[*some, *[(0, 0)] * (longest - len(some))] for some in (before, rows)]
+                table[name] = [(a + c, b + d) for (a, b), (c, d) in zip(*padded, strict=True)]
+        return table
+
+    def add_draft(self, drafter: Drafter, tree: TokenTree, path: npt.NDArray[np.int32]) -> None:
+        """Count a tree that was verified and the accepted nodes of it that were kept."""
+        parts = drafter.drafters if isinstance(drafter, Union) else (drafter,)
+        names = tuple(type(part).__name__ for part in parts)
+        counts = self._acceptance.get(names)
+        if counts is None:
+            counts = self._acceptance[names] = Acceptance()
+        counts.count(tree, path)
 
     def add_request(self, stats: RequestStats, num_output_tokens: int) -> None:
         """Count a finished request."""
@@ -54,8 +85,9 @@ class EngineStats:
     def reset(self) -> None:
         """Start counting anew."""
         for f in fields(self):
-            setattr(self, f.name, f.default)
+            setattr(self, f.name, {} if f.name == "_acceptance" else f.default)
 
     def as_dict(self) -> dict[str, int | float]:
-        """All counters and the derived figures, for logs."""
-        return {**asdict(self), "accept_length": self.accept_length, "overhead_s": self.overhead_s}
+        """All counters and the derived figures, for logs; `acceptance` is a table of its own."""
+        counters = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_acceptance"}
+        return {**counters, "accept_length": self.accept_length, "overhead_s": self.overhead_s}

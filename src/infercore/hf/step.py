@@ -179,6 +179,8 @@ class Stepper:
             state.fail(error)
             return 0
         kept = min(count, verdict.num_accepted)
+        if tree.num_nodes and state.request.drafter is not None:
+            self.stats.add_draft(state.request.drafter, tree, verdict.path[:kept])
         stats = state.stats
         stats.num_sampling_forwards += 1
         stats.num_drafted_tokens += tree.num_nodes
@@ -222,10 +224,7 @@ def _turns(work: Seq[tuple[Share, Rows]]) -> list[Turn]:
         num_causal_logits = share.num_causal - rows.first_logits_row
         num_known = num_causal_logits - 1 if share.samples else num_causal_logits
         state = share.state
-        node_states = None
-        if state.grammar is not None and rows.tree.num_nodes:
-            node_states = state.grammar.walk(rows.tree)
-        turns.append(Turn(state, first, num_known, share.samples, rows.tree, node_states))
+        turns.append(Turn(state, first, num_known, share.samples, rows.tree))
         if share.samples:
             turns.extend(Turn(f, first + num_known, 0, True, _NO_TREE) for f in state.followers)
         first += num_causal_logits + rows.tree.num_nodes

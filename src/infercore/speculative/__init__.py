@@ -18,7 +18,7 @@ the grammar leaves), `union.py` (several as one tree). How much to draft: `contr
 `fixed_budget.py` (always the same). The loops are in `_compiled.py` files.
 """
 
-from infercore.speculative.control import CostCurve, SpeedController, Survival
+from infercore.speculative.control import Acceptance, CostCurve, SpeedController, Survival
 from infercore.speculative.draft_model import DraftModelDrafter
 from infercore.speculative.fixed_budget import FixedBudget
 from infercore.speculative.forced import ForcedTokenDrafter
@@ -39,6 +39,7 @@ from infercore.speculative.union import Union
 from infercore.speculative.verify import verify, verify_greedy
 
 __all__ = [
+    "Acceptance",
     "Controller",
     "CostCurve",
     "DraftGrammar",

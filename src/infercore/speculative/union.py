@@ -102,7 +102,7 @@ def _append_drawn(drawn: list[tuple[int, TokenTree]], chosen: TokenTree) -> Toke
     first = drawn[0][1].draft_probs
     assert first is not None
     points = torch.zeros(chosen.num_nodes, first.shape[1], dtype=first.dtype, device=first.device)
-    points[torch.arange(chosen.num_nodes), torch.from_numpy(chosen.token_ids).long()] = 1
+    points[torch.arange(chosen.num_nodes), torch.from_numpy(chosen.token_ids.astype(np.int64))] = 1
     sources = [np.full(tree.num_nodes, source, np.int8) for source, tree in drawn]
     if chosen.num_nodes:
         assert chosen.sources is not None

@@ -69,5 +69,5 @@ def test_acceptance_is_counted_per_drafter_and_depth() -> None:
     survival = Survival()
     survival.count(_tree([0.5, 0.2, 0.1], [0, 0, 2]), np.array([0, 1], np.int32))
     counts = survival.acceptance()
-    assert counts[0][:3] == [(1, 1), (1, 1), (0, 0)]
-    assert counts[2][:3] == [(0, 0), (0, 0), (1, 0)]
+    assert counts[0] == [(1, 1), (1, 1)]
+    assert counts[2] == [(0, 0), (0, 0), (1, 0)]

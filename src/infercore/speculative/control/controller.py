@@ -46,7 +46,7 @@ class SpeedController:
         curve: CostCurve | None = None,
         *,
         max_nodes: int = 32,
-        margin: float = 0.03,
+        margin: float = 0.01,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if max_nodes < 1:
@@ -156,7 +156,7 @@ class SpeedController:
         """What was decided, and why: steps, acceptance per drafter and depth, the cost curve."""
         lines = [str(self.decisions)]
         for source, counts in self.survival.acceptance().items():
-            rates = ", ".join(f"{accepted}/{drafted}" for drafted, accepted in counts if drafted)
+            rates = ", ".join(f"{accepted}/{drafted}" for drafted, accepted in counts)
             lines.append(f"drafter {source}: accepted per depth {rates}")
         curve = ", ".join(f"{rows}: {seconds * 1e3:.2f}" for rows, seconds in self.curve.table().items())
         lines.append(f"forward, ms by rows: {curve}")

@@ -5,10 +5,9 @@ import numpy.typing as npt
 from jaxtyping import Float32, Int32
 
 from infercore.speculative.control import _compiled
+from infercore.speculative.control.acceptance import MAX_SOURCES, Acceptance
 from infercore.speculative.tree import TokenTree
 
-MAX_SOURCES = 16
-MAX_DEPTHS = 16
 _MEMORY = 100.0  # predicted hits that a cell remembers
 
 
@@ -23,8 +22,7 @@ class Survival:
         shape = (MAX_SOURCES, _compiled.NUM_DEPTHS, _compiled.NUM_BINS)
         self._hits = np.zeros(shape)
         self._predicted = np.zeros(shape)
-        self._drafted = np.zeros((MAX_SOURCES, MAX_DEPTHS), np.int64)
-        self._accepted = np.zeros((MAX_SOURCES, MAX_DEPTHS), np.int64)
+        self._acceptance = Acceptance()
 
     def chances(self, tree: TokenTree) -> Float32[np.ndarray, "nodes"]:
         """Chance that each node is accepted together with all above it; never above its parent's."""
@@ -46,18 +44,11 @@ class Survival:
 
     def count(self, tree: TokenTree, path: Int32[np.ndarray, "accepted"]) -> None:
         """Add a tree that was verified to the acceptance counts."""
-        _, sources, depths = _columns(tree)
-        _compiled.count_acceptance(sources, depths, path, self._drafted, self._accepted)
+        self._acceptance.count(tree, path)
 
     def acceptance(self) -> dict[int, list[tuple[int, int]]]:
-        """Per drafter (the number in `TokenTree.sources`) and depth from 1: nodes verified, nodes accepted."""
-        return {
-            source: [
-                (int(drafted), int(accepted))
-                for drafted, accepted in zip(self._drafted[source], self._accepted[source], strict=True)
-            ]
-            for source in np.flatnonzero(self._drafted.sum(1)).tolist()
-        }
+        """Per drafter and depth: see `Acceptance.table`."""
+        return self._acceptance.table()
 
 
 def _columns(tree: TokenTree) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int32]]:
