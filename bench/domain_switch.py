@@ -1,32 +1,31 @@
 """What does a stream cost whose drafts are accepted, then always rejected, then accepted again?
 
-    python bench/domain_switch.py [--save]
+    python bench/domain_switch.py [--save]              on SmolLM2: every step is run and timed
+    python bench/domain_switch.py --modelled [--save]   no model: steps cost what a curve says (5% noise on what the
+                                                        controller sees), drafting is free
 
-No model: a drafter that is right with a known chance per stretch, steps that cost what a curve says (5% noise on what
-the controller sees), and four ways to decide: plain, always 8 nodes, the controller, and an oracle that knows the
-switches. Drafting is free. The curves are those of `docs/design/0010-system-cost-of-speculative-decoding.md`.
+The drafter knows the text; per stretch it is right about a token with a given chance, and claims 0.8 throughout. Four
+ways to decide: plain, always 8 nodes, the controller, and an oracle that knows the switches. On the model each of them
+is an engine of its own, and whoever has come least far takes the next step, so that all see the machine alike.
 """
 
 import argparse
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from infercore.speculative import (
-    Controller,
-    FixedBudget,
-    SpeedController,
-    TokenTree,
-    verify_greedy,
-)
+from infercore.speculative import Controller, DraftRequest, FixedBudget, SpeedController, TokenTree, verify_greedy
 
-STRETCHES = [(600, 0.8), (600, 0.0), (600, 0.8)]  # tokens, chance that a draft token is right
+CHANCES = (0.8, 0.0, 0.8)  # per stretch, that the drafter is right about a token
 WIDTH = 8
 ROWS = [1, 2, 4, 8, 16, 32, 64]
 CURVES = {
-    "CPU, 2 cores": (0.025, [1, 1.70, 1.61, 1.65, 2.07, 2.75, 3.14]),
+    "two cores, general matrix products": (0.025, [1, 1.70, 1.61, 1.65, 2.07, 2.75, 3.14]),
     "nearly flat (a GPU's)": (0.008, [1, 1.005, 1.01, 1.02, 1.04, 1.08, 1.14]),
 }
 
@@ -34,75 +33,204 @@ CURVES = {
 @dataclass
 class Step:
     position: int
-    stretch: int
     num_nodes: int
     num_gained: int
     seconds: float
 
 
-def decode(controller: Controller, cost: Callable[[int], float], *, is_oracle: bool = False) -> list[Step]:
-    rng, noise = np.random.default_rng(0), np.random.default_rng(1)
-    ends = np.cumsum([length for length, _ in STRETCHES])
-    text = rng.integers(0, 1000, ends[-1] + 4 * WIDTH)
+class Stream:
+    """A text of three stretches, and a drafter that knows it and is wrong where it was decided beforehand."""
+
+    def __init__(self, text: np.ndarray, length: int) -> None:
+        self.text, self.length = text, length
+        luck = np.random.default_rng(0).random(len(text))
+        self.is_right = luck < np.array([CHANCES[self.stretch(i)] for i in range(len(text))])
+
+    def stretch(self, position: int) -> int:
+        return min(position // self.length, len(CHANCES) - 1)
+
+    def draft(self, position: int, num_nodes: int) -> TokenTree:
+        draft = self.text[position : position + num_nodes].copy()
+        wrong = ~self.is_right[position : position + num_nodes]
+        draft[wrong] = (draft[wrong] + 1) % 1000
+        depths = np.arange(1, len(draft) + 1)
+        return TokenTree(draft.astype(np.int32), (depths - 2).astype(np.int32), None, (0.8**depths).astype(np.float32))
+
+
+class Oracle(FixedBudget):
+    """Drafts where drafts are right."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(WIDTH)
+        self.stream, self.position = stream, 0
+
+    def budget(self, request_ids: Any, *, num_other_rows: int = 0) -> list[int]:
+        return [WIDTH if CHANCES[self.stream.stretch(self.position)] else 0]
+
+
+# ----------------------------------------------------------------------------------------------------------- modelled
+
+
+def modelled(stream: Stream, controller: Controller, cost: Callable[[int], float]) -> list[Step]:
+    noise = np.random.default_rng(1)
     steps: list[Step] = []
     position = 0
-    while position < ends[-1]:
-        stretch = int(np.searchsorted(ends, position, side="right"))
-        chance = STRETCHES[stretch][1]
-        budget = (WIDTH if chance else 0) if is_oracle else controller.budget([0])[0]
-        draft = text[position : position + min(WIDTH, budget)].copy()
-        draft[rng.random(len(draft)) >= chance] += 5000
-        depths = np.arange(1, len(draft) + 1)
-        tree = TokenTree(draft.astype(np.int32), (depths - 2).astype(np.int32), None, (0.8**depths).astype(np.float32))
-        if tree.num_nodes and not is_oracle:
+    while position < len(CHANCES) * stream.length:
+        if isinstance(controller, Oracle):
+            controller.position = position
+        tree = stream.draft(position, min(WIDTH, controller.budget([0])[0]))
+        if tree.num_nodes:
             (tree,) = controller.select([0], [tree])
-        (verdict,) = verify_greedy([tree], [text[position : position + tree.num_nodes + 1]])
+        (verdict,) = verify_greedy([tree], [stream.text[position : position + tree.num_nodes + 1]])
         seconds = cost(1 + tree.num_nodes)
         controller.update([0], [tree], [verdict], step_time_s=seconds * noise.lognormal(0, 0.05))
-        steps.append(Step(position, stretch, tree.num_nodes, verdict.accept_length, seconds))
+        steps.append(Step(position, tree.num_nodes, verdict.accept_length, seconds))
         position += verdict.accept_length
     return steps
+
+
+# ----------------------------------------------------------------------------------------------------------- measured
+
+
+class StreamDrafter:
+    """`Stream` as a drafter of the engine."""
+
+    def __init__(self, stream: Stream, num_prompt: int) -> None:
+        self.stream, self.num_prompt = stream, num_prompt
+
+    def propose(self, requests: list[DraftRequest]) -> list[TokenTree]:
+        return [self.stream.draft(len(r.token_ids) - self.num_prompt, min(WIDTH, r.max_nodes)) for r in requests]
+
+    def commit(self, request_id: int, accepted_token_ids: Any, features: Any = None) -> None: ...
+
+    def close(self, request_id: int) -> None: ...
+
+
+def measured(length: int, arguments: argparse.Namespace) -> tuple[dict[str, list[Step]], Stream]:
+    from infercore.hf import Engine
+    from speculative import load_model, prompt_ids, questions
+
+    model, tokenizer = load_model(arguments.model)
+    prompt = prompt_ids(tokenizer, questions()[0])
+    total = length * len(CHANCES)
+    options: dict[str, Any] = {"max_new_tokens": total + 2 * WIDTH, "eos_token_ids": ()}
+    plain = Engine(model, tokenizer, num_pages=256)
+    stream = Stream(np.array(plain.generate([prompt], **options)[0].token_ids), length)
+    curve = plain.cost_curve(refresh=True)
+    controllers: dict[str, Controller] = {
+        "plain": FixedBudget(0),
+        "always 8": FixedBudget(WIDTH),
+        "controller": SpeedController(curve, max_nodes=WIDTH),
+        "oracle": Oracle(stream),
+    }
+    engines, handles = {}, {}
+    histories: dict[str, list[Step]] = {name: [] for name in controllers}
+    for name, controller in controllers.items():
+        engines[name] = engine = Engine(model, tokenizer, num_pages=256, controller=controller)
+        drafter = StreamDrafter(stream, len(prompt))
+        (handles[name],) = engine.submit(engine.request(prompt, drafter=drafter, max_draft_nodes=WIDTH, **options))
+        engine.step()  # the prompt, and the first token
+    while running := {name: len(handles[name].output_ids) for name in engines if len(handles[name].output_ids) < total}:
+        name = min(running, key=running.__getitem__)
+        if isinstance(controller := controllers[name], Oracle):
+            controller.position = running[name]
+        engine = engines[name]
+        before = engine.stats.num_rows
+        start = time.perf_counter()
+        engine.step()
+        seconds = time.perf_counter() - start
+        gained = len(handles[name].output_ids) - running[name]
+        histories[name].append(Step(running[name], engine.stats.num_rows - before - 1, gained, seconds))
+    for name, handle in handles.items():
+        assert handle.token_ids[:total] == stream.text[:total].tolist(), f"{name} changed the output"
+        handle.cancel()
+    print("curve measured ahead:", {rows: round(1e3 * s, 1) for rows, s in curve.table().items()}, file=sys.stderr)
+    return histories, stream
+
+
+# ------------------------------------------------------------------------------------------------------------ results
+
+
+def table(name: str, histories: dict[str, list[Step]], stream: Stream) -> list[str]:
+    """Rows of the table. The bad stretch of plain decoding is what others' time in it is held against, per token."""
+    lines = []
+    oracle = sum(step.seconds for step in histories["oracle"])
+
+    def per_token(steps: list[Step]) -> float:
+        return sum(step.seconds for step in steps) / sum(step.num_gained for step in steps)
+
+    def within(steps: list[Step], stretch: int) -> list[Step]:
+        return [step for step in steps if step.position // stream.length == stretch]
+
+    for decider, steps in histories.items():
+        bad, again = within(steps, 1), within(steps, 2)
+        off = next((i for i in range(len(bad)) if not any(s.num_nodes for s in bad[i : i + 20])), None)
+        on = next((i for i, step in enumerate(again) if step.num_nodes), None)
+        total = sum(step.seconds for step in steps)
+        lines.append(
+            f"| {name} | {decider} | {total:.2f} | {total / oracle:.3f} | "
+            f"{per_token(bad) / per_token(within(histories['plain'], 1)):.3f} | {'never' if off is None else off} | "
+            f"{'never' if on is None else on} |"
+        )
+    return lines
+
+
+HEADER = [
+    "| costs | decided by | total, s | over the oracle | bad stretch over plain | steps until off | until on |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", action="store_true", help="write table and plot to bench/results/")
+    parser.add_argument("--modelled", action="store_true", help="no model: costs from two curves")
+    parser.add_argument("--length", type=int, default=0, help="tokens a stretch; default 300 measured, 600 modelled")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
+    parser.add_argument("--model", type=Path, help="folder of the model; default: the one that the demo converted")
     arguments = parser.parse_args()
-    lines = [
-        "| curve | decided by | total, s | over the oracle | bad stretch over plain | steps until off | until on |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    histories: dict[str, dict[str, list[Step]]] = {}
-    for name, (base, factors) in CURVES.items():
-        cost = lambda rows, base=base, factors=factors: base * float(np.interp(rows, ROWS, factors))  # noqa: E731
-        history = histories[name] = {
-            "plain": decode(FixedBudget(0), cost),
-            "always 8": decode(FixedBudget(WIDTH), cost),
-            "controller": decode(SpeedController(clock=lambda: 0.0), cost),
-            "oracle": decode(FixedBudget(WIDTH), cost, is_oracle=True),
-        }
-        oracle = sum(step.seconds for step in history["oracle"])
-        for decider, steps in history.items():
-            bad = [step for step in steps if step.stretch == 1]
-            again = [step for step in steps if step.stretch == 2]
-            off = next((i for i in range(len(bad)) if not any(s.num_nodes for s in bad[i : i + 20])), None)
-            on = next((i for i, step in enumerate(again) if step.num_nodes), None)
-            plain = cost(1) * sum(step.num_gained for step in bad)
-            total = sum(step.seconds for step in steps)
-            lines.append(
-                f"| {name} | {decider} | {total:.2f} | {total / oracle:.3f} | "
-                f"{sum(step.seconds for step in bad) / plain:.3f} | {'never' if off is None else off} | "
-                f"{'never' if on is None else on} |"
-            )
-    table = "\n".join(lines)
-    print(table)
+    folder = Path(__file__).parent / "results"
+    if arguments.modelled:
+        length = arguments.length or 600
+        stream = Stream(np.random.default_rng(0).integers(0, 1000, len(CHANCES) * length + 4 * WIDTH), length)
+        lines = list(HEADER)
+        for name, (base, factors) in CURVES.items():
+            cost = lambda rows, base=base, factors=factors: base * float(np.interp(rows, ROWS, factors))  # noqa: E731
+            controllers: dict[str, Controller] = {
+                "plain": FixedBudget(0),
+                "always 8": FixedBudget(WIDTH),
+                "controller": SpeedController(clock=lambda: 0.0),
+                "oracle": Oracle(stream),
+            }
+            lines += table(name, {who: modelled(stream, how, cost) for who, how in controllers.items()}, stream)
+        text, name = "\n".join(lines), "domain_switch_modelled"
+    else:
+        import torch
+
+        from speculative import commit, machine
+
+        if arguments.threads:
+            torch.set_num_threads(arguments.threads)
+        length = arguments.length or 300
+        histories, stream = measured(length, arguments)
+        text = "\n".join(
+            [
+                f"machine: {machine()} | commit {commit()} | SmolLM2 fp32, batch 1, {torch.get_num_threads()} threads, "
+                f"stretches of {length} tokens, drafts right with chance {CHANCES}, whole steps timed",
+                "",
+                *HEADER,
+                *table("measured", histories, stream),
+            ]
+        )
+        name = "domain_switch"
+        if arguments.save:
+            plot(histories, length, folder / "domain_switch.svg")
+    print(text)
     if arguments.save:
-        folder = Path(__file__).parent / "results"
-        (folder / "domain_switch.md").write_text(table + "\n")
-        plot(histories["CPU, 2 cores"], folder / "domain_switch.svg")
+        (folder / f"{name}.md").write_text(text + "\n")
 
 
-def plot(history: dict[str, list[Step]], path: Path) -> None:
+def plot(histories: dict[str, list[Step]], length: int, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -110,7 +238,7 @@ def plot(history: dict[str, list[Step]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (speed, nodes) = pyplot.subplots(2, 1, figsize=(8, 5), sharex=True)
-    for decider, steps in history.items():
+    for decider, steps in histories.items():
         elapsed = np.cumsum([step.seconds for step in steps])
         positions = np.array([step.position + step.num_gained for step in steps])
         speed.plot(positions, elapsed, label=decider, lw=1.2)
@@ -120,8 +248,8 @@ def plot(history: dict[str, list[Step]], path: Path) -> None:
     nodes.set_ylabel("nodes verified in the step")
     nodes.set_xlabel("tokens generated")
     for axis in (speed, nodes):
-        for boundary in np.cumsum([length for length, _ in STRETCHES])[:-1]:
-            axis.axvline(boundary, color="grey", lw=0.6, ls=":")
+        for boundary in range(1, len(CHANCES)):
+            axis.axvline(boundary * length, color="grey", lw=0.6, ls=":")
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

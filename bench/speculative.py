@@ -16,7 +16,7 @@ import platform
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("mode", choices=["record", "replay"])
     parser.add_argument("--nodes", type=int, default=32)
     parser.add_argument("--questions", type=int, default=240, help="record: how many, spread over all categories")
+    parser.add_argument("--batch", type=int, default=8, help="record: prompts in one call of generate")
     add_common_arguments(parser)
     arguments = parser.parse_args()
     if arguments.mode == "record":
@@ -99,37 +100,50 @@ def group_of(category: str) -> str:
 
 
 def record(arguments: argparse.Namespace) -> None:
+    """Prompts of like lengths go through `generate` together, padded on the left."""
     import torch
 
     model, tokenizer = load_model(arguments.model)
     arguments.traces.parent.mkdir(parents=True, exist_ok=True)
     done = {trace["question_id"] for trace in traces(arguments.traces)} if arguments.traces.exists() else set()
+    missing = [
+        (prompt_ids(tokenizer, question), question)
+        for question in questions()[: arguments.questions]
+        if question["question_id"] not in done
+    ]
+    missing.sort(key=lambda pair: len(pair[0]))
     with arguments.traces.open("a") as file:
-        for question in questions()[: arguments.questions]:
-            if question["question_id"] in done:
-                continue
-            prompt = prompt_ids(tokenizer, question)
+        for start in range(0, len(missing), arguments.batch):
+            some = missing[start : start + arguments.batch]
+            longest = max(len(prompt) for prompt, _ in some)
+            ids = torch.tensor([[tokenizer.pad_token_id] * (longest - len(prompt)) + prompt for prompt, _ in some])
+            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in some])
             with torch.inference_mode():
                 output = model.generate(
-                    torch.tensor([prompt]),
-                    attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                    ids,
+                    attention_mask=mask,
                     max_new_tokens=arguments.new_tokens,
                     do_sample=False,
                     return_dict_in_generate=True,
                     output_logits=True,
                 )
-            values, top_ids = torch.cat(output.logits).topk(8)
-            trace = {
-                "question_id": question["question_id"],
-                "category": question["category"],
-                "prompt_ids": prompt,
-                "output_ids": output.sequences[0, len(prompt) :].tolist(),
-                "top_ids": top_ids.tolist(),
-                "gaps": [round(gap, 5) for gap in (values[:, 0] - values[:, 1]).tolist()],
-            }
-            file.write(json.dumps(trace) + "\n")
+            values, top_ids = torch.stack(output.logits, 1).topk(8)
+            for row, (prompt, question) in enumerate(some):
+                output_ids = output.sequences[row, longest:].tolist()
+                if tokenizer.eos_token_id in output_ids:
+                    output_ids = output_ids[: output_ids.index(tokenizer.eos_token_id) + 1]
+                length = len(output_ids)
+                trace = {
+                    "question_id": question["question_id"],
+                    "category": question["category"],
+                    "prompt_ids": prompt,
+                    "output_ids": output_ids,
+                    "top_ids": top_ids[row, :length].tolist(),
+                    "gaps": [round(gap, 5) for gap in (values[row, :length, 0] - values[row, :length, 1]).tolist()],
+                }
+                file.write(json.dumps(trace) + "\n")
             file.flush()
-            print(question["question_id"], question["category"], len(trace["output_ids"]), flush=True)
+            print(f"{start + len(some)} of {len(missing)}, {longest} tokens", flush=True)
 
 
 def load_model(path: Path | None) -> tuple[Any, Any]:
@@ -153,10 +167,11 @@ def prompt_ids(tokenizer: Any, question: dict[str, Any]) -> list[int]:
     return ids
 
 
-def traces(path: Path) -> Iterator[dict[str, Any]]:
+def traces(path: Path) -> list[dict[str, Any]]:
+    """What was recorded, in the order of `questions`."""
+    place = {question["question_id"]: index for index, question in enumerate(questions())}
     with path.open() as file:
-        for line in file:
-            yield json.loads(line)
+        return sorted(map(json.loads, file), key=lambda trace: place[trace["question_id"]])
 
 
 # ------------------------------------------------------------------------------------------------------------- replay

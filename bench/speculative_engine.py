@@ -4,6 +4,7 @@
                                                         fixed sizes, and with the controller; outputs are compared
     python bench/speculative_engine.py check --batch 8  does the controller's output equal the traces, batched?
     python bench/speculative_engine.py curve [--save]   what a forward over n rows costs, at context 512
+    python bench/speculative_engine.py host [--save]    host time of drafting and verifying, per step and sequence
 
 Questions, model and traces are those of `bench/speculative.py`.
 """
@@ -37,7 +38,7 @@ from speculative import (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["run", "check", "curve"])
+    parser.add_argument("mode", choices=["run", "check", "curve", "host"])
     parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
     parser.add_argument("--batch", type=int, default=8, help="check: prompts in one call")
     parser.add_argument("--drafter", choices=DRAFTERS, default="suffix + recycling", help="check: which drafter")
@@ -45,6 +46,7 @@ def main() -> None:
         "--fixed", type=int, default=0, help="check: trees of this many nodes instead of the controller"
     )
     parser.add_argument("--timings", type=Path, help="run: append every timing here, and go on from what is there")
+    parser.add_argument("--seconds", type=float, default=1e9, help="run: begin no question later than this")
     parser.add_argument(
         "--clock", choices=["seconds", "cpu_seconds"], default="seconds",
         help="wall time, or processor time of the one thread, for a machine that others use as well",
@@ -58,33 +60,47 @@ def main() -> None:
         check(arguments)
     elif arguments.mode == "run":
         show(run(arguments), "speculative_engine.md", arguments)
+    elif arguments.mode == "host":
+        show(host(arguments), "speculative_host.md", arguments)
     else:
         show(curve(arguments), "speculative_curve.md", arguments)
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
 
-FIXED = (4, 8, 16)
+FIXED = (4, 8, 16, 32)
 
 
 def run(arguments: argparse.Namespace) -> str:
     """Every contestant in turn on every question, from an empty prefix cache, prefill included."""
     contestants = make_contestants(arguments)
-    some = questions()[: arguments.questions]
+    some = stratified(arguments.questions)
     results = []
     if arguments.timings and arguments.timings.exists():
         results = [json.loads(line) for line in arguments.timings.read_text().splitlines()]
     done = {result["question_id"] for result in results}
-    run_question(contestants, some[0], arguments.new_tokens)  # warm up, compile
+    run_question(contestants, questions()[-1], 16)  # warm up, compile
+    begin = time.perf_counter()
     for question in some:
         if question["question_id"] in done:
             continue
+        if time.perf_counter() - begin > arguments.seconds:
+            break
         results.append(run_question(contestants, question, arguments.new_tokens))
         if arguments.timings:
             with arguments.timings.open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
     print(contestants["controller"].report())
     return run_table(results, arguments)
+
+
+def stratified(num_questions: int) -> list[dict[str, Any]]:
+    """As many of each task group, one of each in turn; within chat one of each of its categories."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for question in questions():
+        groups[group_of(question["category"])].append(question)
+    turns = zip(*(some[: len(min(groups.values(), key=len))] for some in groups.values()), strict=True)
+    return [question for turn in turns for question in turn][:num_questions]
 
 
 def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -97,7 +113,8 @@ def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     for num_nodes in FIXED:
         contestants[f"fixed {num_nodes}"] = Ours(ours, tokenizer, best_drafter(), None, num_nodes)
-    contestants["controller"] = Ours(ours, tokenizer, best_drafter(), SpeedController(), 32)
+    controlled = contestants["controller"] = Ours(ours, tokenizer, best_drafter(), SpeedController(), 32)
+    controlled.controller.curve = controlled.engine.cost_curve()
     return contestants
 
 
@@ -141,7 +158,10 @@ def run_question(contestants: dict[str, Any], question: dict[str, Any], max_new_
         "question_id": question["question_id"], "category": question["category"], "num_prompt": len(prompt),
         "seconds": {}, "cpu_seconds": {}, "forwards": {}, "outputs": {},
     }  # fmt: skip
-    for name, contestant in contestants.items():
+    names = list(contestants)
+    first = int(question["question_id"]) % len(names)  # nobody always follows the same one
+    for name in names[first:] + names[:first]:
+        contestant = contestants[name]
         start, cpu_start = time.perf_counter(), time.process_time()
         output, forwards = contestant(prompt, max_new_tokens)
         result["seconds"][name] = time.perf_counter() - start
@@ -157,7 +177,7 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
     for result in results:
         groups[group_of(result["category"])].append(result)
     groups = {"all": results, **dict(sorted(groups.items()))}
-    names = list(results[0]["seconds"])
+    names = ["HF greedy", "HF prompt lookup", "plain", *(f"fixed {n}" for n in FIXED), "controller"]
 
     def total(name: str, group: str) -> float:
         return sum(result[arguments.clock][name] for result in groups[group])
@@ -168,8 +188,8 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
     tokens = sum(len(result["outputs"]["plain"]) for result in results)
     lines = [
         f"machine: {machine()} | commit {commit()} | {len(results)} questions, {arguments.new_tokens} new tokens, "
-        f"fp32, batch 1, prefill included, {arguments.threads or os.cpu_count()} threads, {arguments.clock} summed, "
-        "contestants in turn on each question | suffix + recycling drafter",
+        f"as many of each group, fp32, batch 1, prefill included, {arguments.threads or os.cpu_count()} threads, "
+        f"{arguments.clock} summed, contestants in turn on each question | suffix + recycling drafter",
         "",
         "| contestant | tokens per forward | over HF greedy | "
         + " | ".join(f"{g}" for g in groups if g != "all")
@@ -187,7 +207,7 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
             + f" | {over_plain['all']:.2f} | {over_plain[worst]:.2f} ({worst}) | {len(differing[name])} |"
         )
     best = {g: max(total("controller", g) and total("plain", g) / total(n, g) for n in names[2:-1]) for g in groups}
-    lines += ["", "controller's speed relative to the best fixed setting (0, 4, 8 or 16 nodes) of each group: "]
+    lines += ["", "controller's speed relative to the best fixed setting (0, 4, 8, 16 or 32 nodes) of each group: "]
     lines[-1] += ", ".join(f"{g} {total('plain', g) / total('controller', g) / best[g]:.3f}" for g in groups)
     lines += ["", f"questions whose output differs from HF greedy: { {k: v for k, v in differing.items() if v} }"]
     return "\n".join(lines)
@@ -276,6 +296,77 @@ def curve(arguments: argparse.Namespace, *, context: int = 512, rounds: int = 12
             "| relative | " + " | ".join(f"{np.median(t) / one:.2f}" for t in times.values()) + " |",
         ]
     )
+
+
+# --------------------------------------------------------------------------------------------------------------- host
+
+
+class Timed:
+    """A callable whose calls are timed."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.seconds = function, []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        result = self.function(*args, **kwargs)
+        self.seconds.append(time.perf_counter() - start)
+        return result
+
+
+def host(arguments: argparse.Namespace) -> str:
+    """Trees of 32 nodes in every step; the caches are cold, since the forward reads 540 MB between two drafts.
+
+    Warm: each draft of the run is asked for a second time at once. Operations over `[rows, vocab]` are what is left of
+    choosing tokens when verification is taken off.
+    """
+    from infercore.hf import choose
+
+    model, tokenizer = load_model(arguments.model)
+    some = stratified(arguments.questions if arguments.questions < 240 else 16)
+    prompts = [prompt_ids(tokenizer, question) for question in some]
+    lines = [
+        f"machine: {machine()} | commit {commit()} | SmolLM2 fp32, {len(prompts)} questions, {arguments.new_tokens} "
+        f"new tokens, suffix + recycling, trees of 32 nodes in every step, {torch.get_num_threads()} threads",
+        "",
+        "| batch | µs per step and sequence: draft, cold (median, mean, p99) | draft, warm (median) | verify (mean) | "
+        "commit + observe (mean) | draft + verify + commit, cold (mean) | rows x vocab (mean) | accept length |",
+        "| --- " * 8 + "|",
+    ]
+    for batch in (1, 8):
+        drafter: Any = best_drafter()
+        engine = Engine(model, tokenizer, num_pages=1024, controller=FixedBudget(32))
+        propose, warm = Timed(drafter.propose), Timed(drafter.propose)
+
+        def both(requests: Any, propose: Timed = propose, warm: Timed = warm) -> Any:
+            trees = propose(requests)
+            warm(requests)
+            return trees
+
+        drafter.propose = both
+        learn = [Timed(drafter.commit), Timed(drafter.observe)]
+        drafter.commit, drafter.observe = learn
+        verify = choose.verify_greedy = Timed(choose.verify_greedy)
+        for start in range(0, len(prompts), batch):
+            engine.generate(
+                prompts[start : start + batch], max_new_tokens=arguments.new_tokens, drafter=drafter, max_draft_nodes=32
+            )
+        choose.verify_greedy = verify.function
+        stats = engine.stats
+        turns = stats.num_sampling_turns
+        per_call = 1e6 * np.array(propose.seconds) * len(propose.seconds) / turns
+        mean = {
+            "draft": 1e6 * sum(propose.seconds) / turns,
+            "verify": 1e6 * sum(verify.seconds) / turns,
+            "learn": 1e6 * sum(sum(timed.seconds) for timed in learn) / turns,
+        }
+        rows_x_vocab = 1e6 * (stats.choose_time_s - sum(verify.seconds) - sum(learn[1].seconds)) / turns
+        lines.append(
+            f"| {batch} | {np.median(per_call):.0f}, {mean['draft']:.0f}, {np.quantile(per_call, 0.99):.0f} | "
+            f"{1e6 * np.median(warm.seconds) * len(warm.seconds) / turns:.0f} | {mean['verify']:.1f} | "
+            f"{mean['learn']:.1f} | {sum(mean.values()):.0f} | {rows_x_vocab:.0f} | {stats.accept_length:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`linear`: a few rows times a weight matrix on the CPU, at the speed of memory.
 
 Use it for decoding and for verifying drafts in float32, where a forward is a matrix product of 1 to 64 rows: general
-libraries have a path for one row and one for many, and are slow in between (docs/log/kernels.md). On other devices,
+libraries have a path for one row and one for many, and are slow in between (docs/log/hf.md). On other devices,
 dtypes and sizes it is the ordinary product.
 
     with awake(torch.get_num_threads()):             # helper threads serve inside, for as many products as you like
@@ -25,7 +25,7 @@ from infercore.kernels.linear.reference import linear as _reference
 __all__ = ["MAX_ROWS", "awake", "is_fast", "linear"]
 
 MAX_ROWS = 64
-"""Rows up to which the loops win over torch with MKL on two cores of an AMD EPYC (docs/log/kernels.md)."""
+"""Rows up to which the loops win over torch with MKL on two cores of an AMD EPYC (docs/log/hf.md)."""
 _CHUNKS = 8  # per product: few enough to cost nothing, enough for one thread to finish what another began late
 _SMALL = 1 << 15  # weights that one thread reads sooner than two agree
 
