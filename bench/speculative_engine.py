@@ -1,8 +1,7 @@
-"""Does speculation make SmolLM2 on Spec-Bench faster, and does it leave the output alone?
+"""Does speculation make SmolLM2 on Spec-Bench faster?
 
     python bench/speculative_engine.py run [--save]     HF generate, prompt lookup, our engine plain, with trees of
                                                         fixed sizes, and with the controller; outputs are compared
-    python bench/speculative_engine.py check --batch 8  does the controller's output equal the traces, batched?
     python bench/speculative_engine.py curve [--save]   what a forward over n rows costs, at context 512
     python bench/speculative_engine.py host [--save]    host time of drafting and verifying, per step and sequence
 
@@ -32,19 +31,13 @@ from speculative import (
     prompt_ids,
     questions,
     show,
-    traces,
 )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["run", "check", "curve", "host"])
+    parser.add_argument("mode", choices=["run", "curve", "host"])
     parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
-    parser.add_argument("--batch", type=int, default=8, help="check: prompts in one call")
-    parser.add_argument("--drafter", choices=DRAFTERS, default="suffix + recycling", help="check: which drafter")
-    parser.add_argument(
-        "--fixed", type=int, default=0, help="check: trees of this many nodes instead of the controller"
-    )
     parser.add_argument("--timings", type=Path, help="run: append every timing here, and go on from what is there")
     parser.add_argument("--seconds", type=float, default=1e9, help="run: begin no question later than this")
     parser.add_argument(
@@ -56,9 +49,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.mode == "check":
-        check(arguments)
-    elif arguments.mode == "run":
+    if arguments.mode == "run":
         show(run(arguments), "speculative_engine.md", arguments)
     elif arguments.mode == "host":
         show(host(arguments), "speculative_host.md", arguments)
@@ -211,37 +202,6 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
     lines[-1] += ", ".join(f"{g} {total('plain', g) / total('controller', g) / best[g]:.3f}" for g in groups)
     lines += ["", f"questions whose output differs from HF greedy: { {k: v for k, v in differing.items() if v} }"]
     return "\n".join(lines)
-
-
-# -------------------------------------------------------------------------------------------------------------- check
-
-
-def check(arguments: argparse.Namespace) -> None:
-    """Outputs of our engine against recorded HF greedy ones; the logit gap of the two best tokens where they part."""
-    model, tokenizer = load_model(arguments.model)
-    controller = FixedBudget(arguments.fixed) if arguments.fixed else SpeedController()
-    engine = Engine(model, tokenizer, controller=controller)
-    drafter = DRAFTERS[arguments.drafter]()
-    recorded = list(traces(arguments.traces))[: arguments.questions]
-    differing = []
-    for start in range(0, len(recorded), arguments.batch):
-        some = recorded[start : start + arguments.batch]
-        completions = engine.generate(
-            [trace["prompt_ids"] for trace in some],
-            max_new_tokens=arguments.new_tokens,
-            drafter=drafter,
-            max_draft_nodes=max(32, arguments.fixed),
-        )
-        for trace, completion in zip(some, completions, strict=True):
-            expected, found = trace["output_ids"][: arguments.new_tokens], list(completion.token_ids)
-            if found != expected:
-                first = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
-                differing.append((trace["question_id"], first, None if first is None else trace["gaps"][first]))
-        print(f"{start + len(some)} questions, differing (id, position, gap): {differing}", flush=True)
-    print(f"{arguments.drafter}, batch {arguments.batch}, {machine()}, commit {commit()}")
-    print(engine.stats.as_dict())
-    if isinstance(controller, SpeedController):
-        print(controller.report())
 
 
 # -------------------------------------------------------------------------------------------------------------- curve
