@@ -142,7 +142,7 @@ def _mask_plain(turns: Seq[Turn], logits: Tensor) -> None:
     for turn in turns:
         if turn.state.grammar is not None:
             bitmask = torch.full((turn.num_rows, words), -1, dtype=torch.int32)
-            turn.state.grammar.fill(_node_states(turn), bitmask)
+            turn.state.grammar.fill(turn.tree, bitmask)
             apply_token_bitmask_(logits[start : start + turn.num_rows], bitmask.to(logits.device))
         start += turn.num_rows
 
@@ -219,7 +219,7 @@ def _process(turn: Turn, rows: Tensor) -> None:
         apply_token_bitmask_(rows[: turn.num_known], bitmask.to(rows.device))
     if turn.samples:
         bitmask = torch.full((turn.num_rows - turn.num_known, words), -1, dtype=torch.int32)
-        state.grammar.fill(_node_states(turn), bitmask)
+        state.grammar.fill(turn.tree, bitmask)
         apply_token_bitmask_(rows[turn.num_known :], bitmask.to(rows.device))
 
 
@@ -234,13 +234,6 @@ def _histories(turn: Turn) -> list[npt.NDArray[np.int32]]:
     for token_id, parent in zip(turn.tree.token_ids, turn.tree.parents.tolist(), strict=True):
         paths.append(np.append(paths[parent + 1], token_id))
     return known + paths
-
-
-def _node_states(turn: Turn) -> npt.NDArray[np.int64]:
-    if turn.tree.grammar_states is not None:
-        return turn.tree.grammar_states
-    assert turn.tree.num_nodes == 0, "a draft for a request with a grammar was not walked"
-    return np.empty(0, np.int64)
 
 
 def _bad_row(rows: Tensor) -> InfercoreError | None:

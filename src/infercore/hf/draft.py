@@ -128,7 +128,7 @@ def _prune(tree: TokenTree, state: RequestState) -> TokenTree:
         return tree
     keep = states >= 0
     if state.request.jump_forward:
+        keep &= ~state.grammar.forces(tree)
         for node, parent in enumerate(tree.parents.tolist()):
-            if keep[node]:
-                keep[node] = (parent < 0 or keep[parent]) and not state.grammar.forces(int(states[node]))
+            keep[node] &= parent < 0 or keep[parent]
     return tree if keep.all() else tree.truncate(keep)

@@ -34,12 +34,15 @@ class GrammarState(Protocol):
         """State after each node of `tree`, -1 where the node or an ancestor is refused."""
         ...
 
-    def forces(self, state: int) -> bool:
-        """Whether tokens are forced after a node in this state."""
+    def forces(self, tree: TokenTree) -> npt.NDArray[np.bool_]:
+        """Whether tokens are forced after each node of `tree`, which carries the states of `walk`."""
         ...
 
-    def fill(self, node_states: npt.NDArray[np.int64], bitmask: Tensor) -> None:
-        """Allowed tokens: first row of `bitmask` after the output, then one per entry of `node_states` (-1: all)."""
+    def fill(self, tree: TokenTree, bitmask: Tensor) -> None:
+        """Allowed tokens: first row of `bitmask` after the output, then one per node of `tree` (refused ones: all).
+
+        `tree` carries the states of `walk`, unless it is empty.
+        """
         ...
 
     def fill_states(self, states: list[int], bitmask: Tensor) -> None:
@@ -78,10 +81,12 @@ class IntGrammarState:
             states[node] = advance(before, token_id) if before >= 0 else -1
         return states
 
-    def forces(self, state: int) -> bool:
-        return len(self.grammar.forced_tokens(state)) > 0
+    def forces(self, tree: TokenTree) -> npt.NDArray[np.bool_]:
+        forced_tokens = self.grammar.forced_tokens
+        return np.array([s >= 0 and len(forced_tokens(s)) > 0 for s in _states(tree).tolist()], np.bool_)
 
-    def fill(self, node_states: npt.NDArray[np.int64], bitmask: Tensor) -> None:
+    def fill(self, tree: TokenTree, bitmask: Tensor) -> None:
+        node_states = _states(tree)
         states = [self.state, *node_states.tolist()]
         if (node_states < 0).any():
             bitmask[1:].fill_(-1)
@@ -116,11 +121,18 @@ class MatcherGrammarState:
     def walk(self, tree: TokenTree) -> npt.NDArray[np.int64]:
         raise AssertionError("a matcher has no states for draft nodes")
 
-    def forces(self, state: int) -> bool:
+    def forces(self, tree: TokenTree) -> npt.NDArray[np.bool_]:
         raise AssertionError("a matcher has no states for draft nodes")
 
-    def fill(self, node_states: npt.NDArray[np.int64], bitmask: Tensor) -> None:
+    def fill(self, tree: TokenTree, bitmask: Tensor) -> None:
         self.matcher.fill_bitmask(bitmask[0])
 
     def fill_states(self, states: list[int], bitmask: Tensor) -> None:
         raise AssertionError("a matcher keeps no earlier states")
+
+
+def _states(tree: TokenTree) -> npt.NDArray[np.int64]:
+    if tree.grammar_states is not None:
+        return tree.grammar_states
+    assert tree.num_nodes == 0, "a draft for a request with a grammar was not walked"
+    return np.empty(0, np.int64)
