@@ -12,15 +12,18 @@ Files in reading order: `reference.py` (what it means), `_compiled.py` (the loop
 """
 
 from contextlib import AbstractContextManager
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from infercore._jit import is_compiled
 from infercore.kernels.linear.reference import linear as _reference
+
+if TYPE_CHECKING:
+    from infercore.kernels.linear.crew import Crew
 
 __all__ = ["MAX_ROWS", "awake", "is_fast", "linear"]
 
@@ -61,15 +64,13 @@ def linear(
         raise ValueError(f'impl is {impl!r}, expected "auto", "cpu" or "reference"')
     elif not is_fast(x, weight, bias):
         return F.linear(x, weight, bias)
-    from infercore.kernels.linear.crew import crew  # here: it loads numba
-
     num_outputs, width = weight.shape
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], num_outputs)
     if out.numel():
         size = num_outputs * width
         chunk = num_outputs if size <= _SMALL else -(-num_outputs // _CHUNKS) + 3 & ~3
-        crew.multiply(
+        _crew().multiply(
             x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(),
             x.numel() // width, width, num_outputs, chunk,
         )  # fmt: skip
@@ -87,7 +88,7 @@ def is_fast(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and (bias is None or (bias.dtype is torch.float32 and bias.is_contiguous()))
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
-        and is_compiled()
+        and _is_compiled()
     )
 
 
@@ -96,9 +97,21 @@ def awake(num_threads: int) -> AbstractContextManager[None]:
 
     Helpers spin between products: leave the block when none are coming.
     """
-    from infercore.kernels.linear.crew import crew
+    return _crew().awake(num_threads)
 
-    return crew.awake(num_threads)
+
+@cache
+def _crew() -> "Crew":
+    from infercore.kernels.linear.crew import crew  # here: it loads numba
+
+    return crew
+
+
+@cache
+def _is_compiled() -> bool:
+    from infercore._jit import is_compiled  # here: it loads numba
+
+    return is_compiled()
 
 
 def _check_loops_can_run(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
