@@ -61,6 +61,10 @@ def test_products_of_several_threads_do_not_mix():
     assert not wrong
 
 
+class Quantised(torch.Tensor):
+    """Says that it is float32; what lies in its memory is another matter."""
+
+
 def test_what_the_loops_cannot_do_goes_to_torch():
     x, weight, bias = problem(2, 8, 4, True)
     assert is_fast(x, weight, bias) == is_compiled()
@@ -72,6 +76,7 @@ def test_what_the_loops_cannot_do_goes_to_torch():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_fast(x, weight)
         assert linear(x, weight, bias).dtype is torch.bfloat16
+    assert not is_fast(x, weight.as_subclass(Quantised))
     many = torch.randn(MAX_ROWS + 1, 4)
     assert torch.equal(linear(many, weight, bias), F.linear(many, weight, bias))
     assert linear(torch.zeros(0, 4), weight, bias).shape == (0, 8)

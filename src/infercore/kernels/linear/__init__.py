@@ -29,6 +29,7 @@ __all__ = ["MAX_ROWS", "awake", "is_fast", "linear"]
 
 MAX_ROWS = 64
 """Rows up to which the loops win over torch with MKL on two cores of an AMD EPYC (docs/log/hf.md)."""
+_PLAIN = (Tensor, torch.nn.Parameter)  # others (quantised, distributed, fake) only look as if they held their numbers
 _CHUNKS = 8  # per product: few enough to cost nothing, enough for one thread to finish what another began late
 _SMALL = 1 << 15  # weights that one thread reads sooner than two agree
 
@@ -82,6 +83,8 @@ def is_fast(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
         x.dtype is torch.float32
         and weight.dtype is torch.float32
+        and type(x) in _PLAIN
+        and type(weight) in _PLAIN
         and x.device.type == "cpu"
         and 0 < x.numel() <= MAX_ROWS * weight.shape[1]
         and weight.is_contiguous()
