@@ -5,7 +5,7 @@
 
 Outputs are compared first. Then all contestants are timed in turn, round by round, each as a CUDA graph over the pools
 of a model's layers (up to 32 layers and 12 GB, at least 400 MB), so that neither launches nor the cache help. Ours
-plans inside the graph, once for all layers. Every timing is a burst: 40 ms of rest, 1.5 ms of warm-up, 3 ms measured, because
+plans inside the graph, once for all layers. Every timing is a burst (40 ms of rest, 1.5 ms of warm-up, 3 ms measured):
 after some 30 ms of load the power cap takes 10 to 15% of the clock. Floor: keys and values once at 3.11 TB/s; the
 bandwidth measured in the same run stands in the header. FlashInfer and SGLang plan outside what is timed.
 """
