@@ -1,7 +1,11 @@
 """Programs on the engine: chats as the template writes them, exact scores, one forward for a select, nothing leaked."""
 
+import dataclasses
+import re
+
 import pytest
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from tiny_chat import DEFAULT_SYSTEM, TEMPLATE, tiny_model, tiny_tokenizer
 
 from infercore.errors import ProgramError
@@ -13,6 +17,13 @@ from infercore.lang.chat import ChatFormat
 from infercore.lang.interpreter import parsed
 from infercore.lang.ir import GenOp, Location
 from infercore.lang.types import GenResult
+
+
+class Pet(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=4)
+    age: int = Field(ge=0, le=9)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +128,55 @@ def test_generation_equals_the_engine_alone(engine, backend):
     assert result.text == engine.generate("the lazy dog", max_new_tokens=9)[0].text
     drawn = wait(backend, GenJob(Transcript().add("the lazy dog"), GenOptions(max_tokens=9, temperature=1.0), seed=4))
     assert drawn.text == engine.generate("the lazy dog", max_new_tokens=9, temperature=1.0, seed=4)[0].text
+
+
+CONSTRAINTS = {
+    "regex": (gen("x", regex=r"[a-c]{2,3}-[0-9]", max_tokens=12), lambda v: re.fullmatch(r"[a-c]{2,3}-[0-9]", v)),
+    "schema": (
+        gen("x", schema={"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+                         "additionalProperties": False}, max_tokens=40),
+        lambda v: set(v) == {"ok"} and type(v["ok"]) is bool,
+    ),
+    "choices": (gen("x", choices=["red", "green"], max_tokens=9), lambda v: v in ("red", "green")),
+    "int": (gen("x", dtype=int, max_tokens=20), lambda v: type(v) is int),
+    "float": (gen("x", dtype=float, max_tokens=33), lambda v: type(v) is float),
+    "bool": (gen("x", dtype=bool, max_tokens=9), lambda v: type(v) is bool),
+    "str": (gen("x", dtype=str, max_tokens=3), lambda v: type(v) is str),
+    "model": (gen("x", dtype=Pet, max_tokens=60), lambda v: type(v) is Pet and 0 <= v.age <= 9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("node", "holds"), CONSTRAINTS.values(), ids=CONSTRAINTS.keys())
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_constrained_generation_has_a_value_of_its_kind(backend, node, holds, temperature):
+    @function
+    def constrained(s, topic):
+        s += f"the {topic} is "
+        s += dataclasses.replace(node, options=dataclasses.replace(node.options, temperature=temperature))
+        s += "."
+        return s["x"]
+
+    batch = [{"topic": topic} for topic in ("quick fox", "lazy dog")]
+    runs = constrained.run_batch(backend, batch, seed=3, mode="traced")
+    assert all(holds(run.value) for run in runs)
+    assert runs == constrained.run_batch(backend, batch, seed=3, mode="eager")
+
+
+def test_a_generation_ends_before_its_stop_string_and_at_its_limit(backend):
+    @function
+    def stopped(s, stop, limit):
+        s += "the lazy dog"
+        s += gen("x", max_tokens=limit, stop=stop)
+        s += "|"
+        return s["x"]
+
+    whole = stopped.run(backend, stop=(), limit=12).value
+    stop = whole[4:6]
+    assert stopped.run(backend, stop=stop, limit=12).value == whole[: whole.index(stop)]
+    assert stopped.run(backend, stop=["nowhere", stop], limit=12).text == f"the lazy dog{whole[: whole.index(stop)]}|"
+    short = stopped.run(backend, stop=(), limit=3).value
+    assert whole.startswith(short)
+    assert len(short) < len(whole)
 
 
 @function

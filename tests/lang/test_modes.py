@@ -207,6 +207,28 @@ def test_a_stream_brings_the_text_of_every_variable_and_then_the_run():
     assert not backend.running
 
 
+@pytest.mark.parametrize("mode", ["traced", "eager"])
+@pytest.mark.parametrize("num_programs", [1, 3])
+def test_an_interrupt_cancels_whatever_runs(mode, num_programs):
+    class Interrupted(FakeBackend):
+        def step(self):
+            raise KeyboardInterrupt
+
+    @function
+    def two(s, i):
+        forks = s.fork(2)
+        for fork in forks:
+            fork += f"{i} "
+            fork += gen("x")
+        s.join(forks)
+
+    backend = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        two.run_batch(backend, [{"i": i} for i in range(num_programs)], mode=mode)
+    assert backend.jobs
+    assert not backend.running
+
+
 def test_a_loop_over_generated_values_runs_eagerly_by_itself():
     @function
     def react(s, limit):
