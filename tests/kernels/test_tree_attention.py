@@ -9,6 +9,7 @@ import torch
 from attention_problems import FEATURES, TOLERANCE
 
 from infercore.kernels import prepare, tree_attention
+from infercore.kernels.tree_attention import cpu_shared
 
 RAGGED = [(37, 1, 0), (0, 5, 0), (16, 0, 0), (50, 3, 9), (15, 1, 33), (0, 1, 4), (3, 20, 0), (0, 18, 0)]
 
@@ -59,6 +60,58 @@ def test_prepared_rows_serve_many_layers_and_out_is_written_in_place(random_prob
         returned = tree_attention(*case.args, **case.rows, **case.options, prepared=prepared, out=out)
         assert returned is out
         assert torch.equal(out, expected)
+
+
+def share_pages(case, groups):
+    """The sequences of each group (first, last + 1, tokens) begin with the first one's pages."""
+    table = case.rows["block_table"]
+    for first, last, num_tokens in groups:
+        table[first:last, : num_tokens // 16] = table[first, : num_tokens // 16]
+    return case
+
+
+SHARING = [(170, 1, 2), (140, 2, 0), (0, 3, 0), (300, 1, 0), (260, 0, 4), (290, 70, 0), (265, 20, 3), (16, 1, 0)]
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_keys_that_sequences_share_are_met_once_with_the_same_result(
+    random_problem, brute_force, monkeypatch, contiguous
+):
+    monkeypatch.setattr(cpu_shared, "_MIN_WORK", 1)
+    monkeypatch.setattr(cpu_shared, "_MAX_SCORES", 5000)  # several products a group
+    problem = random_problem(SHARING, heads=6, k_dim=32, v_dim=24, contiguous=contiguous)
+    case = share_pages(problem, [(0, 2, 128), (3, 7, 256)])
+    prepared = prepare(**case.rows, page_size=16)
+    cascade = prepared.on_cpu.cascade
+    assert [len(group.rows) for group in cascade.groups] in ([5, 28], [28, 5])  # the one of 70 rows goes alone
+    assert cascade.first_keys.tolist() == [128, 128, 0, 256, 256, 0, 256, 0]
+    expected = brute_force(case)
+    out = torch.full((len(case.args[0]), 6, 24), torch.nan)
+    tree_attention(*case.args, **case.rows, **case.options, prepared=prepared, out=out)
+    torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[torch.float32], rtol=0)
+    alone = tree_attention(*case.args, **case.rows, **case.options, batch_invariant=True)
+    torch.testing.assert_close(alone.double(), expected, atol=TOLERANCE[torch.float32], rtol=0)
+    for options in ({"sliding_window": 200}, {"softcap": 3.0}, {"sinks": torch.randn(6)}):
+        ours = tree_attention(*case.args, **case.rows, **{**case.options, **options})
+        theirs = tree_attention(*case.args, **case.rows, **{**case.options, **options}, impl="reference")
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE[torch.float32], rtol=0)
+
+
+def test_invariance_to_the_batch_is_kept_where_keys_are_shared(random_problem):
+    case = share_pages(random_problem([(1000, 4, 0)] * 3, heads=6, k_dim=32), [(0, 3, 992)])
+    together = tree_attention(*case.args, **case.rows, **case.options, batch_invariant=True)
+    rows = {
+        "position_ids": case.rows["position_ids"][:4],
+        "row_starts": case.rows["row_starts"][:2],
+        "context_lens": case.rows["context_lens"][:1],
+        "num_causal_rows": case.rows["num_causal_rows"][:1],
+        "block_table": case.rows["block_table"][:1],
+        "ancestor_bits": None if case.rows["ancestor_bits"] is None else case.rows["ancestor_bits"][:4],
+    }
+    query, k_pages, v_pages = case.args
+    alone = tree_attention(query[:4], k_pages, v_pages, **rows, **case.options, batch_invariant=True)
+    assert torch.equal(together[:4], alone)
+    assert len(prepare(**case.rows, page_size=16).on_cpu.cascade.groups) == 1  # and without it they are met once
 
 
 def test_strided_queries_give_the_same(random_problem):

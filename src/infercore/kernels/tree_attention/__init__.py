@@ -10,7 +10,7 @@ optionally a draft tree whose rows see their ancestors only. Write the rows' key
                              block_table=t, ancestor_bits=bits, scaling=0.125, prepared=prepared)
 
 Files in reading order: `reference.py` (what it means), `rows.py` and `cpu_rows.py` (what is prepared once per step),
-`cpu.py` and `_compiled.py`, `config.py`, `triton.py`.
+`cpu.py`, `cpu_shared.py` and `_compiled.py`, `config.py`, `triton.py`.
 """
 
 from jaxtyping import Float, Int32, Int64
@@ -65,7 +65,8 @@ def tree_attention(
             per step and not once per layer.
         batch_invariant: fix the order of all sums, so that a sequence's rows come out bit for bit the same whatever
             else is in the batch. On a GPU that costs speed (splits of a fixed length, one tile for all shapes) and a
-            larger workspace; on the CPU it always holds. Without it only a tolerance is promised.
+            larger workspace; on the CPU, that keys which sequences share are met once. Without it only a tolerance is
+            promised.
     Returns: `[rows, heads, v_dim]` in the dtype of `query`; accumulated in float32.
     Raises: ValueError for shapes, dtypes or devices that do not fit, or an unknown `impl`. What is *in* device tensors
         (lengths, pages, bits) is not checked on a GPU: that would stall it. On the CPU, `prepare` checks it.
@@ -105,6 +106,7 @@ def tree_attention(
             sliding_window=sliding_window,
             softcap=softcap,
             sinks=sinks,
+            batch_invariant=batch_invariant,
         )
     if chosen == "triton":
         from infercore.kernels.tree_attention.triton import tree_attention as on_gpu

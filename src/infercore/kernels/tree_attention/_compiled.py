@@ -35,8 +35,10 @@ def attend(
     query,  # [rows, heads, k_dim] float32
     k_pages,  # [num_pages, page_size, kv_heads, k_dim]
     v_pages,  # [num_pages, page_size, kv_heads, v_dim]
-    out,  # [rows, heads, v_dim], written for the rows of `sequences` only
+    out,  # [rows, heads, v_dim], written for the rows of `sequences` only; holds what goes with `known_lse`
     sequences,  # int64: which sequences to run
+    first_keys,  # int64 [seqs]: keys before these are known already
+    known_lse,  # [rows, heads] float32: log2 of the sum of weights over known keys, -inf: none; [0, 0]: none at all
     row_starts,
     context_lens,
     num_causal_rows,
@@ -56,7 +58,7 @@ def attend(
     for s in sequences:
         num_rows = row_starts[s + 1] - row_starts[s]
         most_rows = max(most_rows, num_rows)
-        most_keys = max(most_keys, context_lens[s] + num_rows)
+        most_keys = max(most_keys, context_lens[s] + num_rows - first_keys[s])
     most_rows = (most_rows * group + 3) // 4 * 4
     most_keys = (most_keys + _WIDTH - 1) // _WIDTH * _WIDTH
     scaled = np.zeros((most_rows, k_dim), np.float32)
@@ -67,6 +69,7 @@ def attend(
     exponents = np.empty(most_keys, np.int32)
     powers = exponents.view(np.float32)
     inverses = np.empty(most_rows, np.float32)
+    known = np.zeros(most_rows, np.float32)
     lanes = np.empty(16, np.float32)
     factor = np.float32(scaling) if softcap > 0 else np.float32(scaling) * _LOG2_E
     cap = np.float32(softcap)
@@ -74,12 +77,12 @@ def attend(
         for s in sequences:
             start, context_len, num_causal = row_starts[s], context_lens[s], num_causal_rows[s]
             num_rows = row_starts[s + 1] - start
-            first_key = 0
+            first_key = first_keys[s]
             if sliding_window > 0:
                 lowest = position_ids[start]
                 for i in range(1, num_rows):
                     lowest = min(lowest, position_ids[start + i])
-                first_key = min(max(lowest - sliding_window + 1, 0), context_len)
+                first_key = max(first_key, min(lowest - sliding_window + 1, context_len))
             num_keys = context_len + num_rows - first_key
             width = (num_keys + _WIDTH - 1) // _WIDTH * _WIDTH
             packed = num_rows * group
@@ -110,13 +113,22 @@ def attend(
                     sink = sinks[h * group + r % group] * _LOG2_E
                     high = max(high, sink)
                     total = np.float32(2.0 ** (sink - high))
+                if len(known_lse) > 0:
+                    lse = known_lse[start + r // group, h * group + r % group]
+                    high = max(high, lse)
+                    known[r] = np.float32(2.0 ** (lse - high))
+                    total += known[r]
                 total += _exp2_row(scores, r, width, high, exponents, powers)
                 inverses[r] = np.float32(1) / total
             _weigh(scores, packed, v_pages, table, page_size, h, first_key, num_keys, v_dim, v_block, sums)
             for i in range(num_rows):
                 for g in range(group):
+                    r = i * group + g
+                    if known[r] > 0:
+                        for d in range(v_dim):
+                            sums[r, d] += known[r] * out[start + i, h * group + g, d]
                     for d in range(v_dim):
-                        out[start + i, h * group + g, d] = sums[i * group + g, d] * inverses[i * group + g]
+                        out[start + i, h * group + g, d] = sums[r, d] * inverses[r]
 
 
 @compiled_float

@@ -1,9 +1,9 @@
 """`tree_attention` on the CPU, near what its memory allows: no gather where a sequence's pages lie in a row.
 
 A sequence with few rows (decode, draft trees) goes through the compiled loops of `_compiled.py` in float32, all such
-sequences in one call. Longer runs (prefill chunks) and other dtypes go sequence by sequence through torch, as views of
-the pool where the pages are contiguous: `scaled_dot_product_attention`, or two matrix products where a softcap or sinks
-rule it out.
+sequences in one call, after `cpu_shared.py` has met the keys that several of them share. Longer runs (prefill chunks)
+and other dtypes go sequence by sequence through torch, as views of the pool where the pages are contiguous:
+`scaled_dot_product_attention`, or two matrix products where a softcap or sinks rule it out.
 """
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor
 from infercore._jit import is_compiled
 from infercore.kernels.tree_attention._compiled import attend
 from infercore.kernels.tree_attention.cpu_rows import CpuRows, SequenceView
+from infercore.kernels.tree_attention.cpu_shared import attend_shared
 
 _MAX_SCORES = 1 << 23  # scores held at a time where torch multiplies the matrices itself
 _NO_SINKS = np.zeros(0, np.float32)
+_NO_LSE = np.zeros((0, 0), np.float32)
 
 
 def tree_attention(
@@ -31,20 +33,30 @@ def tree_attention(
     sliding_window: int | None,
     softcap: float | None,
     sinks: Float[Tensor, " heads"] | None,
+    batch_invariant: bool,
 ) -> Float[Tensor, "rows heads v_dim"]:
     """Fill `out`; the contract stands in the op's `__init__`."""
     if rows.highest_page >= len(k_pages):
         raise ValueError(f"block_table names page {rows.highest_page}, but the pool has {len(k_pages)} pages")
     if rows.num_used < len(out):
         out[rows.num_used :] = 0
-    long = rows.long if query.dtype == torch.float32 and is_compiled() else rows.all
+    long = rows.all
+    if query.dtype == torch.float32 and is_compiled():
+        is_plain = sliding_window is None and softcap is None and sinks is None
+        work = rows.cascade if is_plain and not batch_invariant else rows.alone
+        long = work.long
     if len(long) < len(rows.all):
+        known_lse = _NO_LSE
+        if work.groups:
+            known_lse = attend_shared(query, k_pages, v_pages, work.groups, out, scaling).numpy()
         attend(
             query.detach().contiguous().numpy(),
             k_pages.detach().numpy(),
             v_pages.detach().numpy(),
             out.detach().numpy(),
-            rows.short,
+            work.short,
+            work.first_keys,
+            known_lse,
             rows.row_starts,
             rows.context_lens,
             rows.num_causal_rows,

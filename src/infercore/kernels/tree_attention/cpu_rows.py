@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from infercore.kernels.tree_attention.cpu_shared import Cascade, find_shared
 from infercore.kernels.tree_attention.reference import visible_keys
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class CpuRows:
 
     source: PreparedRows
     row_starts: np.ndarray = field(init=False)
+    few_rows: int = field(init=False, default=FEW_ROWS)
     views: dict[tuple[int, int | None, torch.dtype], SequenceView] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,6 +58,16 @@ class CpuRows:
         table = self.block_table
         self._used_pages = table[np.arange(table.shape[1]) < self.num_pages[:, None]]
         self.highest_page = int(self._used_pages.max()) if self._used_pages.size else -1
+
+    @cached_property
+    def alone(self) -> Cascade:
+        """Every sequence by itself."""
+        return Cascade([], self.short, self.long, np.zeros(len(self.context_lens), np.int64))
+
+    @cached_property
+    def cascade(self) -> Cascade:
+        """Sequences that begin with the same pages, together."""
+        return find_shared(self)
 
     def check(self) -> None:
         """Raise ValueError for contents that cannot be meant."""
