@@ -38,6 +38,7 @@ class Infercore:
     version = "here"
 
     def __init__(self, token_bytes: list[bytes | None], eos: int, encode: Encode) -> None:
+        self.eos = eos
         self.vocabulary = Vocabulary(token_bytes, eos_token_ids=[eos], encode=encode)
         self.bitmask = allocate_bitmask(1, self.vocabulary.vocab_size)
         self.words = self.bitmask.numpy()[0]
@@ -62,6 +63,9 @@ class Infercore:
 
     def may_end(self) -> bool:
         return self.grammar.is_accepting(self.state)
+
+    def forced(self) -> list[int]:
+        return self.grammar.forced_tokens(self.state).tolist()
 
 
 class LLGuidance:
@@ -113,6 +117,9 @@ class LLGuidance:
     def may_end(self) -> bool:
         return bool(self.matcher.is_accepting())
 
+    def forced(self) -> list[int]:
+        return [] if self.matcher.is_stopped() else list(self.matcher.compute_ff_tokens())
+
 
 class XGrammar:
     """xgrammar, white space fixed, no threads, no cache."""
@@ -155,5 +162,51 @@ class XGrammar:
         return self.allows(self.eos)
 
 
-ENGINES: dict[str, Any] = {"infercore": Infercore, "llguidance": LLGuidance, "xgrammar": XGrammar}
+class OutlinesCore:
+    """outlines-core: the schema as a regex, its index built ahead. It has no time limit of its own."""
+
+    slow = True
+
+    def __init__(self, token_bytes: list[bytes | None], eos: int, encode: Encode) -> None:
+        import outlines_core
+
+        self.module, self.version, self.eos = outlines_core, importlib.metadata.version("outlines-core"), eos
+        ids: dict[bytes, list[int]] = {}
+        for i, token in enumerate(token_bytes):
+            if token:
+                ids.setdefault(token, []).append(i)
+        self.vocabulary = outlines_core.Vocabulary(eos, ids)
+        self.words = np.zeros(-(-len(token_bytes) // 32), np.uint32)
+
+    def compile(self, schema: Any) -> "OutlinesCore":
+        from outlines_core.json_schema import build_regex_from_schema
+
+        pattern = build_regex_from_schema(json.dumps(schema), whitespace_pattern=r"[ ]?")
+        self.index = self.module.Index(pattern, self.vocabulary)
+        self.restart()
+        return self
+
+    def restart(self) -> None:
+        self.guide = self.module.Guide(self.index)
+
+    def fill(self) -> None:
+        self.guide.write_mask_into(self.words.ctypes.data, len(self.words), 4)
+
+    def allows(self, token_id: int) -> bool:
+        return bool(self.words[token_id >> 5] >> (token_id & 31) & 1)
+
+    def accept(self, token_id: int) -> bool:
+        self.guide.advance(token_id, return_tokens=False)
+        return True
+
+    def may_end(self) -> bool:
+        return bool(self.index.is_final_state(self.guide.get_state()))
+
+
+ENGINES: dict[str, Any] = {
+    "infercore": Infercore,
+    "llguidance": LLGuidance,
+    "xgrammar": XGrammar,
+    "outlines-core": OutlinesCore,
+}
 assert torch  # xgrammar's bitmasks are torch tensors

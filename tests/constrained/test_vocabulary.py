@@ -54,7 +54,7 @@ def test_trie_holds_each_token_once_where_its_path_spells_it(tokens):
     data = np.frombuffer(b"".join(tokens), np.uint8)
     ends = np.cumsum([len(t) for t in tokens], dtype=np.int64)
     order = np.array(sorted(range(len(tokens)), key=lambda i: tokens[i]), np.int32)
-    byte, depth, skip, at, ids = c.build_trie(data, ends, order)
+    byte, depth, skip, at, ids, classes, tall = c.build_trie(data, ends, order)
     path = bytearray()
     found = []
     for i in range(len(byte)):
@@ -63,6 +63,10 @@ def test_trie_holds_each_token_once_where_its_path_spells_it(tokens):
         found += [(bytes(path), t) for t in ids[at[i] : at[i + 1]]]
         inside = [j for j in range(i + 1, len(byte)) if all(depth[k] > depth[i] for k in range(i + 1, j + 1))]
         assert skip[i] == i + 1 + len(inside)
+        assert classes[i] == sum({1 << int(c.BYTE_CLASS[byte[j]]) for j in inside}) - (1 << 64) * any(
+            byte[j] > 127 for j in inside
+        )
+        assert tall[i] == max((depth[j] - depth[i] for j in inside), default=0)
     assert sorted(found) == sorted((t, i) for i, t in enumerate(tokens) if t)
 
 

@@ -38,4 +38,5 @@ def test_every_compiled_function_is_left_alone_by_type_checkers():
     own = [f for f in vars(_compiled).values() if getattr(f, "__module__", "") == _compiled.__name__]
     assert len(own) > 20
     for function in own:
-        assert inspect.getsource(getattr(function, "py_func", function)).startswith("@no_type_check\n@compiled\n")
+        source = inspect.getsource(getattr(function, "py_func", function))
+        assert source.startswith(("@no_type_check\n@compiled\n", "@no_type_check\n@compiled_in_place\n"))

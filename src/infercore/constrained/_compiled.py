@@ -10,7 +10,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from infercore._jit import compiled
+from infercore._jit import compiled, compiled_in_place
 
 # Columns of `node` (int32 [states, 5]) are kind, a, b, c, d.
 STUB = 0  # not expanded yet; KEY_DONE natives: a = string spec, b = config of the key
@@ -23,18 +23,20 @@ STRING = 5  # inside a JSON string: a = spec, b = config of the decoded text, c 
 # Entries of `header` (int64).
 NUM_STATES, NUM_CONFIGS, NUM_STACKS, NUM_PAIRS, NUM_NATIVE = 0, 1, 2, 3, 4
 NEED_WHAT, NEED_ARG, NEED_CONFIG, POSITION, STAMP = 5, 6, 7, 8, 9
-MAX_DEPTH, ANY_CONFIG, REACH, NUM_CELLS, NUM_WANTED = 10, 11, 12, 13, 14
-HEADER_SIZE = 16
+MAX_DEPTH, ANY_CONFIG, REACH, NUM_CELLS, NUM_WANTED, DOUBTS, FARTHEST = 10, 11, 12, 13, 14, 15, 16
+HEADER_SIZE = 17
 
-# ANY_CONFIG: the config that reads any text. REACH: code points that one token may add.
+# ANY_CONFIG: the config that reads any text. REACH: code points that one token may add. FARTHEST: the longest distance
+# that a bounded string has met.
 
 # What NEED asks for, in header[NEED_WHAT].
 EXPAND, PYTHON_ROW, GROW_STATES, GROW_CONFIGS, GROW_STACKS, GROW_PAIRS, GROW_WORK, TOO_DEEP = 1, 2, 3, 4, 5, 6, 7, 8
 DISTANCE, GROW_CELLS = 9, 10
 NEED = -1
+REFUSED = -2
 
 # Bits of `status` (uint8, one per config).
-KNOWN, ACCEPTS, FROM_PYTHON, RECORDS, PENDING, FREE, HAS_ANY, BOUNDED = 1, 2, 4, 8, 16, 32, 64, 128
+KNOWN, ACCEPTS, FROM_PYTHON, RECORDS, PENDING, FREE, HAS_ANY = 1, 2, 4, 8, 16, 32, 64
 
 # Columns of `specs` (int32 [specs, 6]): of JSON strings.
 MIN_LEN, MAX_LEN, CLOSE, RECORD = 0, 1, 2, 3
@@ -42,11 +44,23 @@ KEY_DONE = -1  # value of CLOSE: the closing quote leads to a stub (spec, config
 
 # Modes of a STRING state: stage << 24 | value.
 STAGE = 1 << 24
+IN_STRING = -1  # in a path: inside one JSON string
 PLAIN, ESCAPE, HEX0, HEX1, HEX2, HEX3, HIGH, HIGH_ESCAPE, LOW0, LOW1, LOW2, LOW3 = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 
 
+# Bit of the class of each byte, int64 [256]: classes that patterns rarely split; bytes above 0x7F are one.
+_SINGLES = [9, 10, 13, 32, *range(33, 48), *range(58, 65), *range(91, 97), *range(123, 128)]
+BYTE_CLASS = np.full(256, 63, np.int64)
+BYTE_CLASS[:32] = 0
+BYTE_CLASS[_SINGLES] = np.arange(1, 1 + len(_SINGLES))
+BYTE_CLASS[48] = 50
+BYTE_CLASS[49:58] = 51
+BYTE_CLASS[97:103], BYTE_CLASS[103:123], BYTE_CLASS[65:71], BYTE_CLASS[71:91] = 52, 53, 54, 55
+NOT_TEXT = sum({1 << int(BYTE_CLASS[byte]) for byte in (*range(32), 0x22, 0x5C)})  # what is no text inside a string
+
+
 @no_type_check
-@compiled
+@compiled_in_place
 def _need(m, what, arg):
     m.header[NEED_WHAT] = what
     m.header[NEED_ARG] = arg
@@ -54,7 +68,7 @@ def _need(m, what, arg):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def target_of(m, config, byte):
     """Next config; 0 where `byte` is refused. The row must be known."""
     cell = np.int64(byte) - m.row_span[config, 0]
@@ -64,7 +78,7 @@ def target_of(m, config, byte):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def store_row(m, config, row):
     """Make `row` (256 next configs) the row of `config`, the refused bytes at both ends left out; 0, or NEED."""
     first = 0
@@ -83,12 +97,17 @@ def store_row(m, config, row):
     m.row_span[config, 1] = size
     m.row_span[config, 2] = at
     m.header[NUM_CELLS] = at + size
+    leaves = np.int64(0)  # classes that have a byte which leads elsewhere
+    for byte in range(128):
+        if row[byte] != config:
+            leaves |= np.int64(1) << BYTE_CLASS[byte]
+    m.loops[config] = ~leaves & 0x7FFFFFFFFFFFFFFF
     m.status[config] |= KNOWN
     return 0
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def push_stack(m, ret, parent):
     """Id of the stack with `ret` on top of `parent`; NEED where there is no room."""
     table = m.stack_hash
@@ -116,7 +135,7 @@ def push_stack(m, ret, parent):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def native_state(m, kind, a, b, c, d):
     """Id of the state with these columns, made where it is missing; NEED where there is no room."""
     table = m.native_hash
@@ -154,7 +173,7 @@ def native_state(m, kind, a, b, c, d):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _first_time(m, item):
     """Whether `item` was not met since the last change of header[STAMP]; 2 where the table is full."""
     table = m.seen
@@ -173,7 +192,7 @@ def _first_time(m, item):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _closure(m, state, stack, count):
     """Append to `pairs_out[count:]` what `state` reaches without a byte; returns the new count, or NEED."""
     work = m.work
@@ -248,7 +267,7 @@ def _closure(m, state, stack, count):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _is_free(m, state):
     """Whether no token can bring a STRING state to a bound of its length; its text must have any text among it."""
     spec = m.node[state, 1]
@@ -258,23 +277,7 @@ def _is_free(m, state):
 
 
 @no_type_check
-@compiled
-def free_config(m, config):
-    """What a FREE config becomes behind plain text that none of its keys or patterns begins with; NEED."""
-    count = 0
-    for i in range(m.pairs_at[config], m.pairs_at[config + 1]):
-        s = m.pairs[i] >> 32
-        if m.node[s, 0] == STRING and m.node[s, 4] == 0 and m.status[m.node[s, 2]] & HAS_ANY and _is_free(m, s):
-            own = native_state(m, STRING, m.node[s, 1], m.header[ANY_CONFIG], m.node[s, 3], 0)
-            if own < 0:
-                return own
-            m.pairs_out[count] = (own << 32) | (m.pairs[i] & 0xFFFFFFFF)
-            count += 1
-    return intern_pairs(m, count)
-
-
-@no_type_check
-@compiled
+@compiled_in_place
 def rehash(m, config_hash, native_hash, stack_hash):
     """Fill empty tables (all -1) for the configs, native states and stacks there are; one of length 1 is left alone."""
     if config_hash.shape[0] > 1:
@@ -313,22 +316,24 @@ def rehash(m, config_hash, native_hash, stack_hash):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def intern_pairs(m, count):
     """Config of `pairs_out[:count]`; 0, the dead config, where that is empty; NEED where there is no room."""
     if count == 0:
         return np.int64(0)
     pairs = m.pairs_out
-    if count > 24:
-        pairs[:count] = np.sort(pairs[:count])
-    else:
-        for i in range(1, count):
+    gap = 1
+    while gap < count // 9:
+        gap = 3 * gap + 1
+    while gap > 0:  # Shell sort: in place, and few pairs are the rule
+        for i in range(gap, count):
             item = pairs[i]
-            j = i - 1
-            while j >= 0 and pairs[j] > item:
-                pairs[j + 1] = pairs[j]
-                j -= 1
-            pairs[j + 1] = item
+            j = i
+            while j >= gap and pairs[j - gap] > item:
+                pairs[j] = pairs[j - gap]
+                j -= gap
+            pairs[j] = item
+        gap //= 3
     key = np.int64(count)
     for i in range(count):
         key = ((key ^ (pairs[i] >> 32) ^ (pairs[i] << 13)) & 0x7FFFFFFF) * 1000003
@@ -374,8 +379,6 @@ def intern_pairs(m, count):
             if m.node[s, 4] == 0 and m.status[m.node[s, 2]] & HAS_ANY:
                 if _is_free(m, s):
                     status |= FREE
-                elif count == 1 and m.node[s, 2] == m.header[ANY_CONFIG]:
-                    status |= BOUNDED
         elif m.pending[s] != 0:
             status |= PENDING
     if any_at == any_end and any_end > 0:
@@ -384,13 +387,13 @@ def intern_pairs(m, count):
     m.header[NUM_PAIRS] = at + count
     m.pairs_at[config + 1] = at + count
     m.status[config] = status
-    m.distance[config] = -1
+    m.distance[config] = 0 if status & ACCEPTS else -1
     table[slot] = config
     return config
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def start_config(m, state):
     """Config of `state` with an empty stack, or NEED."""
     m.header[STAMP] += 1
@@ -404,7 +407,7 @@ def start_config(m, state):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _text_step(m, config, code_point):
     """Config of the decoded text after one code point; 0 where refused; NEED with the row that is missing."""
     if code_point < 0x80:
@@ -431,7 +434,7 @@ def _text_step(m, config, code_point):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _text_range_lives(m, config, low, high):
     """1 if some code point of low..high may come next in the decoded text, else 0; NEED with the missing row."""
     code_point = low
@@ -460,30 +463,58 @@ def _text_range_lives(m, config, low, high):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
+def _more(m, spec, text, count):
+    """Code points of a string after one more, whose text is then `text`; REFUSED by the length bounds; NEED."""
+    limit = m.specs[spec, MAX_LEN]
+    if limit < 0:
+        return np.int64(count + 1) if count < m.specs[spec, MIN_LEN] else np.int64(count)
+    if count >= limit:
+        return np.int64(REFUSED)
+    if text != m.header[ANY_CONFIG]:  # what the text still needs must fit
+        if m.distance[text] < 0:
+            return np.int64(_need(m, DISTANCE, text))
+        if m.distance[text] > m.header[FARTHEST]:
+            m.header[FARTHEST] = m.distance[text]
+        if count + 1 + m.distance[text] > limit:
+            return np.int64(REFUSED)
+    return np.int64(count + 1)
+
+
+@no_type_check
+@compiled_in_place
 def _string_state(m, state, text, more, mode):
     """The STRING state after `state` with these changes; 0 where the length bound refuses it."""
     spec = m.node[state, 1]
-    count = m.node[state, 3]
+    count = np.int64(m.node[state, 3])
     if more:
-        limit = m.specs[spec, MAX_LEN]
-        if limit < 0:
-            if count < m.specs[spec, MIN_LEN]:
-                count += 1
-        else:
-            if count >= limit:
-                return np.int64(0)
-            count += 1
-            if text != m.header[ANY_CONFIG]:  # what the text still needs must fit
-                if m.distance[text] < 0:
-                    return _need(m, DISTANCE, text)
-                if count + m.distance[text] > limit:
-                    return np.int64(0)
+        count = _more(m, spec, text, count)
+        if count < 0:
+            return np.int64(0) if count == REFUSED else count
     return native_state(m, STRING, spec, text, count, mode)
 
 
 @no_type_check
-@compiled
+@compiled_in_place
+def _unescaped(byte):
+    """The character that a backslash and `byte` stand for; -1 where they stand for none, or for \\u."""
+    if byte == 0x22 or byte == 0x5C or byte == 0x2F:
+        return np.int64(byte)
+    if byte == 0x62:
+        return np.int64(8)
+    if byte == 0x66:
+        return np.int64(12)
+    if byte == 0x6E:
+        return np.int64(10)
+    if byte == 0x72:
+        return np.int64(13)
+    if byte == 0x74:
+        return np.int64(9)
+    return np.int64(-1)
+
+
+@no_type_check
+@compiled_in_place
 def _hex_digit(byte):
     if 48 <= byte <= 57:
         return byte - 48
@@ -495,7 +526,7 @@ def _hex_digit(byte):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _string_step(m, state, byte):
     """State after one byte of a JSON string (escapes are decoded); 0 where refused; NEED."""
     node = m.node
@@ -517,10 +548,9 @@ def _string_step(m, state, byte):
         if byte == 0x5C:
             if full:
                 return np.int64(0)
-            for lead in range(0xF5):
-                if target_of(m, text, lead) != 0 and (lead < 0x80 or lead > 0xBF):
-                    return native_state(m, STRING, spec, text, node[state, 3], ESCAPE * STAGE)
-            return np.int64(0)
+            if not _text_goes_on(m, text):
+                return np.int64(0)
+            return native_state(m, STRING, spec, text, node[state, 3], ESCAPE * STAGE)
         if byte < 0x20:
             return np.int64(0)
         after = target_of(m, text, byte)
@@ -530,19 +560,8 @@ def _string_step(m, state, byte):
     if stage == ESCAPE:
         if byte == 0x75:
             return native_state(m, STRING, spec, text, node[state, 3], HEX0 * STAGE)
-        if byte == 0x22 or byte == 0x5C or byte == 0x2F:
-            decoded = byte
-        elif byte == 0x62:
-            decoded = 8
-        elif byte == 0x66:
-            decoded = 12
-        elif byte == 0x6E:
-            decoded = 10
-        elif byte == 0x72:
-            decoded = 13
-        elif byte == 0x74:
-            decoded = 9
-        else:
+        decoded = _unescaped(byte)
+        if decoded < 0:
             return np.int64(0)
         after = target_of(m, text, decoded)
         if after == 0:
@@ -604,7 +623,7 @@ def _string_step(m, state, byte):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _mark_string(m, state):
     """Mark in `marks` where the row of a STRING state may change; 0, or NEED."""
     marks = m.marks
@@ -623,11 +642,12 @@ def _mark_string(m, state):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def _plain_row(m, config):
     """Fill the row of `config`: 0, or NEED."""
     marks = m.marks
-    marks[:] = 0
+    for byte in range(257):
+        marks[byte] = 0
     node = m.node
     begin = m.pairs_at[config]
     end = m.pairs_at[config + 1]
@@ -686,7 +706,7 @@ def _plain_row(m, config):
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def ensure_row(m, config):
     """Fill the row of `config`, rows of decoded text that it needs first; 0, or NEED for what Python must do."""
     if m.status[config] & KNOWN:
@@ -704,91 +724,361 @@ def ensure_row(m, config):
 
 
 @no_type_check
-@compiled
-def step_bytes(m, config, data, begin, stop_mask):
+@compiled_in_place
+def enter(m, at, config):
+    """Make `at`, a row of a path, stand for `config`; inside a JSON string it is taken apart, see `walk_trie`."""
+    first = m.pairs_at[config]
+    last = m.pairs_at[config + 1] - 1
+    at[0] = config
+    if last >= first:
+        state = m.pairs[first] >> 32
+        if m.node[state, 0] == STRING and m.node[state, 4] == 0 and m.pairs[last] >> 32 == state:
+            at[0] = IN_STRING
+            at[1] = m.node[state, 2]
+            at[2] = m.node[state, 3]
+            at[3] = 0
+            at[4] = m.node[state, 1]
+            at[5] = config
+
+
+@no_type_check
+@compiled_in_place
+def _left_as(m, at, state):
+    """Config of `state` with each stack of the string that `at` stands in, free moves taken; NEED."""
+    m.header[STAMP] += 1
+    m.header[NUM_WANTED] = 0
+    count = np.int64(0)
+    for i in range(m.pairs_at[at[5]], m.pairs_at[at[5] + 1]):
+        count = _closure(m, state, m.pairs[i] & 0xFFFFFFFF, count)
+        if count < 0:
+            return np.int64(NEED)
+    if m.header[NUM_WANTED] > 0:
+        return np.int64(_need(m, EXPAND, 0))
+    return intern_pairs(m, count)
+
+
+@no_type_check
+@compiled_in_place
+def _closed(m, at):
+    """Config behind the closing quote of the string that `at` stands in; 0 where it may not end here; NEED."""
+    text = at[1]
+    spec = at[4]
+    if not m.status[text] & ACCEPTS or at[2] < m.specs[spec, MIN_LEN]:
+        return np.int64(0)
+    state = np.int64(m.specs[spec, CLOSE])
+    if state == KEY_DONE:
+        state = native_state(m, STUB, spec, text, 0, 0)
+        if state < 0:
+            return np.int64(NEED)
+    return _left_as(m, at, state)
+
+
+@no_type_check
+@compiled_in_place
+def _whole(m, at, mode):
+    """Config of the string that `at` stands in, its mode this; NEED."""
+    state = native_state(m, STRING, at[4], at[1], at[2], mode)
+    if state < 0:
+        return np.int64(NEED)
+    return _left_as(m, at, state)
+
+
+@no_type_check
+@compiled_in_place
+def _text_goes_on(m, text):
+    for lead in range(0xF5):
+        if target_of(m, text, lead) != 0 and (lead < 0x80 or lead > 0xBF):
+            return True
+    return False
+
+
+@no_type_check
+@compiled_in_place
+def _in_string(m, at, byte, after):
+    """Make `after` stand for `at`, inside a JSON string, after one more byte: 1; 0 where refused; NEED.
+
+    2: the string is left for the config in after[0], by the closing quote or for the digits of \\u.
+    """
+    text = np.int64(at[1])
+    if not m.status[text] & KNOWN and ensure_row(m, text) < 0:
+        return NEED
+    spec = at[4]
+    if at[3] == PLAIN:
+        if byte == 0x22:
+            config = _closed(m, at)
+            after[0] = config
+            return 2 if config > 0 else config
+        if byte < 0x20:
+            return 0
+        if byte == 0x5C:
+            limit = m.specs[spec, MAX_LEN]
+            if (limit >= 0 and at[2] >= limit) or not _text_goes_on(m, text):
+                return 0
+            for column in range(6):
+                after[column] = at[column]
+            after[3] = ESCAPE
+            return 1
+        decoded = np.int64(byte)
+    elif byte == 0x75:
+        config = _whole(m, at, HEX0 * STAGE)
+        after[0] = config
+        return 2 if config > 0 else config
+    else:
+        decoded = _unescaped(byte)
+        if decoded < 0:
+            return 0
+    target = target_of(m, text, decoded)
+    if target == 0:
+        return 0
+    count = np.int64(at[2])
+    if decoded & 0xC0 != 0x80:
+        count = _more(m, spec, target, count)
+        if count < 0:
+            return 0 if count == REFUSED else NEED
+    after[0] = IN_STRING
+    after[1] = target
+    after[2] = count
+    after[3] = PLAIN
+    after[4] = spec
+    after[5] = at[5]
+    return 1
+
+
+@no_type_check
+@compiled_in_place
+def step_bytes(m, config, data, begin, stop_mask, recording):
     """Config after data[begin:]; stops early after a byte that leads to a config with a bit of `stop_mask`.
 
+    recording: RECORDS, to stop where that bit of the config goes as well; else 0.
     header[POSITION] is where it stopped. 0: refused. NEED: go on from there with the config in header[NEED_CONFIG].
+    Inside a JSON string nothing is interned but the end.
     """
-    for i in range(begin, data.shape[0]):
-        if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
-            m.header[POSITION] = i
-            m.header[NEED_CONFIG] = config
-            return np.int64(NEED)
-        config = target_of(m, config, data[i])
-        if config == 0:
-            m.header[POSITION] = i
+    config = np.int64(config)
+    i = np.int64(begin)
+    m.header[POSITION] = i
+    while i < data.shape[0]:
+        m.header[POSITION] = i
+        m.header[NEED_CONFIG] = config
+        at = m.stand[0]
+        enter(m, at, config)
+        if at[0] == IN_STRING:
+            lives = 1
+            side = 0
+            while lives == 1 and i < data.shape[0]:
+                lives = _in_string(m, m.stand[side], data[i], m.stand[1 - side])
+                if lives < 0:
+                    return np.int64(NEED)
+                if lives == 0:
+                    return np.int64(0)
+                side = 1 - side
+                i += 1
+            if lives == 1:
+                config = _whole(m, m.stand[side], np.int64(m.stand[side, 3]) * STAGE)
+                if config < 0:
+                    return np.int64(NEED)
+            else:
+                config = np.int64(m.stand[side, 0])
+        else:
+            if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
+                return np.int64(NEED)
+            config = target_of(m, config, data[i])
+            if config == 0:
+                return config
+            i += 1
+        m.header[POSITION] = i
+        if m.status[config] & stop_mask or m.status[config] & recording != recording:
             return config
-        if m.status[config] & stop_mask:
-            m.header[POSITION] = i + 1
-            return config
-    m.header[POSITION] = data.shape[0]
     return config
 
 
 @no_type_check
-@compiled
-def walk_trie(m, trie, begin, path, bitmask):
-    """Set in `bitmask` every token of `trie` that the config path[0] allows, from trie node `begin` on.
+@compiled_in_place
+def walk_trie(m, trie, config, begin, path, bitmask, doubts):
+    """Set in `bitmask` every token of `trie` that `config` allows, from trie node `begin` on.
 
-    trie: (byte, depth, skip, tokens_at, token_ids), nodes in preorder. path: configs by depth, kept between calls.
-    bitmask: uint32. Returns 0 when done; NEED: go on from header[POSITION].
+    trie: (byte, depth, skip, tokens_at, token_ids, classes, tall), nodes in preorder; see `build_trie`. A subtree whose
+        bytes all lead a config to itself is allowed as a whole.
+    path: int32 [depths, 7], kept between calls. Column 0 is a config, or IN_STRING: one JSON string, in which nothing
+        is interned; then text config, code points, PLAIN or ESCAPE, string spec, and the config where it was entered
+        (for the stacks) follow. Column 6 is 1 behind the end of a key or item whose text is not known yet, 2 where that
+        may matter.
+    bitmask, doubts: uint32. In `doubts`, tokens that `bitmask` allows but only `advance` can decide; header[DOUBTS] is
+        set to 1 with the first.
+    Returns 0 when done; NEED: go on from header[POSITION].
     """
-    node_byte, node_depth, node_skip, tokens_at, token_ids = trie
+    node_byte, node_depth, node_skip, tokens_at, token_ids, node_classes, node_tall = trie
     i = begin
+    if begin == 0:
+        enter(m, path[0], config)
+        path[0, 6] = 0
+    # the closing quote met last: most strings of a walk end in one config
+    closing = np.int64(-1)
+    closing_text = np.int64(-1)
+    closing_spec = np.int64(-1)
+    closing_origin = np.int64(-1)
     while i < node_byte.shape[0]:
         depth = node_depth[i]
-        config = path[depth]
-        if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
-            m.header[POSITION] = i
-            return NEED
-        target = target_of(m, config, node_byte[i])
-        if target == 0:
-            i = node_skip[i]
+        byte = node_byte[i]
+        at = path[depth]
+        after = path[depth + 1]
+        after[6] = at[6]
+        if at[0] == IN_STRING:
+            target = np.int64(0)
+            if at[3] == PLAIN and byte >= 0x20 and byte != 0x22 and byte != 0x5C and m.status[at[1]] & KNOWN:
+                # the usual case, without a call: one costs as much as 20 steps, for all the arrays it hands over
+                lives = 0
+                cell = np.int64(byte) - m.row_span[at[1], 0]
+                if 0 <= cell < m.row_span[at[1], 1]:
+                    target = np.int64(m.cells[m.row_span[at[1], 2] + cell])
+                if target != 0:
+                    lives = 1
+                    count = np.int64(at[2])
+                    if byte & 0xC0 != 0x80:
+                        limit = m.specs[at[4], MAX_LEN]
+                        if limit < 0:
+                            if count < m.specs[at[4], MIN_LEN]:
+                                count += 1
+                        else:
+                            count += 1
+                            if count > limit:
+                                lives = 0
+                            elif target != m.header[ANY_CONFIG]:
+                                if m.distance[target] < 0:
+                                    m.header[POSITION] = i
+                                    return _need(m, DISTANCE, target)
+                                if m.distance[target] > m.header[FARTHEST]:
+                                    m.header[FARTHEST] = m.distance[target]
+                                if count + m.distance[target] > limit:
+                                    lives = 0
+                    after[0] = IN_STRING
+                    after[1] = target
+                    after[2] = count
+                    after[3] = PLAIN
+                    after[4] = at[4]
+                    after[5] = at[5]
+            elif byte == 0x22 and at[3] == PLAIN:
+                spec = np.int64(at[4])
+                if not m.status[at[1]] & ACCEPTS or at[2] < m.specs[spec, MIN_LEN]:
+                    lives = 0
+                else:
+                    text = np.int64(at[1]) if m.specs[spec, CLOSE] == KEY_DONE else np.int64(0)
+                    if closing < 0 or closing_text != text or closing_spec != spec or closing_origin != at[5]:
+                        closing = _closed(m, at)
+                        if closing < 0:
+                            m.header[POSITION] = i
+                            return NEED
+                        closing_text = text
+                        closing_spec = spec
+                        closing_origin = np.int64(at[5])
+                    lives = 1 if closing > 0 else 0
+                if lives == 1:
+                    enter(m, after, closing)
+                    if m.status[closing] & PENDING:
+                        after[6] = max(at[6], 1)
+            else:
+                lives = _in_string(m, at, byte, after)
+                if lives < 0:
+                    m.header[POSITION] = i
+                    return NEED
+                if lives == 2:
+                    enter(m, after, np.int64(after[0]))
         else:
-            path[depth + 1] = target
-            for t in range(tokens_at[i], tokens_at[i + 1]):
-                token = token_ids[t]
-                bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
-            i += 1
+            config = np.int64(at[0])
+            if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
+                m.header[POSITION] = i
+                return NEED
+            target = target_of(m, config, byte)
+            lives = 0
+            if target != 0:
+                lives = 1
+                enter(m, after, target)
+                if m.status[target] & PENDING:
+                    after[6] = max(at[6], 1)
+        if lives == 0:
+            i = node_skip[i]
+            continue
+        if after[6] == 0:
+            config = np.int64(after[0])
+            apart = np.int64(0)
+            if config == IN_STRING:
+                config = np.int64(after[1])
+                apart = NOT_TEXT
+                if after[3] != PLAIN:
+                    config = np.int64(0)
+                elif m.specs[after[4], MAX_LEN] >= 0:
+                    room = np.int64(m.specs[after[4], MAX_LEN]) - after[2] - node_tall[i]
+                    if config != m.header[ANY_CONFIG]:
+                        room = np.int64(-1) if m.distance[config] < 0 else room - m.distance[config]
+                    if room < 0:
+                        config = np.int64(0)
+            if node_classes[i] != 0 and node_classes[i] & (apart | ~m.loops[config]) == 0:
+                for t in range(tokens_at[i], tokens_at[node_skip[i]]):
+                    token = token_ids[t]
+                    bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
+                i = node_skip[i]
+                continue
+        elif at[6] == 1 and (byte == 0x2C or byte == 0x5D or byte == 0x7D):
+            after[6] = 2
+        for t in range(tokens_at[i], tokens_at[i + 1]):
+            token = token_ids[t]
+            bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
+            if after[6] == 2:
+                doubts[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
+                m.header[DOUBTS] = 1
+        i += 1
     return 0
 
 
 @no_type_check
-@compiled
-def walk_departures(m, trie, node_plain, begin, path, free, bitmask):
-    """As `walk_trie`, for a FREE config whose mask already holds what `free`, its free config, allows.
+@compiled_in_place
+def walk_ends(m, trie, config, begin, path, wanted, ends):
+    """Write to `ends`, int32 by token, the config behind each token of `trie` that is set in `wanted`; as `walk_trie`.
 
-    Only tokens that begin like one of the keys or patterns are walked; where plain text (node_plain) has led to `free`,
-    what stands in the mask is right.
+    Unlike there, the strings that tokens end in are interned.
     """
-    node_byte, node_depth, node_skip, tokens_at, token_ids = trie
+    node_byte, node_depth, node_skip, tokens_at, token_ids, _, _ = trie
     i = begin
+    if begin == 0:
+        enter(m, path[0], config)
     while i < node_byte.shape[0]:
-        depth = node_depth[i]
-        config = path[depth]
-        if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
-            m.header[POSITION] = i
-            return NEED
-        target = target_of(m, config, node_byte[i])
-        if target == free and node_plain[i]:
-            i = node_skip[i]
-        elif target == 0:
-            for t in range(tokens_at[i], tokens_at[node_skip[i]]):
-                token = token_ids[t]
-                bitmask[token >> 5] &= ~(np.uint32(1) << np.uint32(token & 31))
-            i = node_skip[i]
+        m.header[POSITION] = i
+        byte = node_byte[i]
+        at = path[node_depth[i]]
+        after = path[node_depth[i] + 1]
+        if at[0] == IN_STRING:
+            lives = _in_string(m, at, byte, after)
+            if lives < 0:
+                return NEED
+            if lives == 2:
+                enter(m, after, np.int64(after[0]))
         else:
-            path[depth + 1] = target
-            for t in range(tokens_at[i], tokens_at[i + 1]):
-                token = token_ids[t]
-                bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
-            i += 1
+            here = np.int64(at[0])
+            if not m.status[here] & KNOWN and ensure_row(m, here) < 0:
+                return NEED
+            target = target_of(m, here, byte)
+            lives = 1 if target != 0 else 0
+            if lives == 1:
+                enter(m, after, target)
+        if lives == 0:
+            i = node_skip[i]
+            continue
+        end = np.int64(-1)
+        for t in range(tokens_at[i], tokens_at[i + 1]):
+            token = token_ids[t]
+            if wanted[token >> 5] >> np.uint32(token & 31) & np.uint32(1):
+                if end < 0:
+                    end = np.int64(after[0])
+                    if end == IN_STRING:
+                        end = _whole(m, after, np.int64(after[3]) * STAGE)
+                        if end < 0:
+                            return NEED
+                ends[token] = end
+        i += 1
     return 0
 
 
 @no_type_check
-@compiled
+@compiled_in_place
 def forced_byte(m, config):
     """The one byte that may follow `config`, -1 if there are several or none, or it accepts; -2: NEED.
 
@@ -827,9 +1117,12 @@ def forced_byte(m, config):
 @no_type_check
 @compiled
 def build_trie(data, ends, order):
-    """Preorder trie of byte strings sorted by `order`: (byte, depth, skip, tokens_at, token_ids); no empty ones.
+    """Preorder trie of byte strings sorted by `order`, no empty ones.
 
     data: all bytes one after the other. ends: end of each string in `data`.
+    Returns (byte, depth, skip, tokens_at, token_ids, classes, tall): of each node its byte, its depth, the first node
+    behind its subtree, where its tokens begin in `token_ids`, the classes (see BYTE_CLASS) of the bytes below it, and
+    how many levels are below it.
     """
     count = order.shape[0]
     total = 0
@@ -878,53 +1171,23 @@ def build_trie(data, ends, order):
     while open_depth > 0:
         open_depth -= 1
         node_skip[open_node[open_depth]] = nodes
+    node_classes = np.zeros(nodes, np.int64)
+    node_tall = np.zeros(nodes, np.int16)
+    for i in range(nodes - 1, -1, -1):  # children come behind their parent, so they are done
+        child = i + 1
+        while child < node_skip[i]:
+            node_classes[i] |= node_classes[child] | np.int64(1) << BYTE_CLASS[node_byte[child]]
+            node_tall[i] = max(node_tall[i], node_tall[child] + 1)
+            child = node_skip[child]
     return (
         node_byte[:nodes].copy(),
         node_depth[:nodes].copy(),
         node_skip[:nodes].copy(),
         tokens_at[: nodes + 1].copy(),
         token_ids[:tokens].copy(),
+        node_classes,
+        node_tall,
     )
-
-
-@no_type_check
-@compiled
-def plain_nodes(node_byte, node_depth):
-    """uint8 per trie node: 1 where the bytes from the root to it are whole UTF-8 that JSON needs no escape for."""
-    plain = np.zeros(node_byte.shape[0], np.uint8)
-    # by depth: continuation bytes still due (-1: not plain), and the range of the next one
-    due = np.zeros(node_byte.shape[0] + 2, np.int32)
-    least = np.zeros(node_byte.shape[0] + 2, np.int32)
-    most = np.zeros(node_byte.shape[0] + 2, np.int32)
-    for i in range(node_byte.shape[0]):
-        depth = node_depth[i]
-        byte = node_byte[i]
-        after = -1
-        low = 0x80
-        high = 0xBF
-        if due[depth] > 0:
-            if least[depth] <= byte <= most[depth]:
-                after = due[depth] - 1
-        elif due[depth] == 0:
-            if byte < 0x80:
-                if byte >= 0x20 and byte != 0x22 and byte != 0x5C:
-                    after = 0
-            elif 0xC2 <= byte <= 0xDF:
-                after = 1
-            elif 0xE0 <= byte <= 0xEF:
-                after = 2
-                low = 0xA0 if byte == 0xE0 else 0x80
-                high = 0x9F if byte == 0xED else 0xBF
-            elif 0xF0 <= byte <= 0xF4:
-                after = 3
-                low = 0x90 if byte == 0xF0 else 0x80
-                high = 0x8F if byte == 0xF4 else 0xBF
-        due[depth + 1] = after
-        least[depth + 1] = low
-        most[depth + 1] = high
-        if after == 0:
-            plain[i] = 1
-    return plain
 
 
 @no_type_check

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from infercore.constrained import _compiled as c
 from infercore.constrained.bitmask import words_of
+from infercore.constrained.budget import Budgets
 from infercore.constrained.limits import Limits
 from infercore.constrained.machine import Machine
 from infercore.constrained.vocabulary import Vocabulary
@@ -62,8 +64,12 @@ class Grammar:
         self.machine = machine
         self.spec = spec
         self._resolved: dict[tuple[int, bytes], int] = {}
-        self._path = np.zeros(vocabulary.max_token_size + 2, np.int32)
+        self._path = np.zeros((vocabulary.max_token_size + 2, 7), np.int32)
+        self._doubt_words = np.zeros(vocabulary.num_words, np.uint32)
         self._masks: dict[int, npt.NDArray[np.uint32]] = {}
+        self._doubts: dict[int, list[int]] = {}
+        self._text_masks: dict[tuple[int, bool], tuple[npt.NDArray[np.uint32], int]] = {}
+        self._no_spec = self._far_spec = -1
         self._max_masks = max(machine.limits.max_mask_bytes // (4 * vocabulary.num_words), 4)
         self._next: dict[tuple[int, int], int] = {}
         self._recorded: list[tuple[int, bytes]] = []
@@ -93,24 +99,43 @@ class Grammar:
             after = self._next[key] = self._advance(state, token_id)
         return after
 
-    def fill_bitmask(self, states: Sequence[int], bitmask: Tensor | npt.NDArray[np.int32]) -> None:
+    def fill_bitmask(
+        self,
+        states: Sequence[int],
+        bitmask: Tensor | npt.NDArray[np.int32],
+        *,
+        budgets: Sequence[int] | None = None,
+    ) -> None:
         """Write the allowed tokens of each state to the rows of `bitmask`, int32 [>= len(states), words] on the CPU.
 
-        Cost: a copy per state whose mask is kept; else 3 to 500 µs.
+        Args:
+            budgets: for each state, how many tokens may still come: only what can be finished in so many is allowed (an
+                end token not counted). Where nothing can, all that the grammar allows is.
+        Cost: a copy per state whose mask is kept; else 10 to 500 µs. With budgets some milliseconds more at a state's
+            first visit.
         """
         words = words_of(bitmask, len(states), self.vocabulary.vocab_size)
         for row, state in enumerate(states):
-            words[row] = self._mask(state)
+            words[row] = self.mask(state)
+            if budgets is not None and state != FINAL:
+                self._budgets.restrict(state, budgets[row], words[row])
+
+    def min_tokens(self, state: int) -> int:
+        """With how many tokens the output can be finished, an end token not counted; 2**30 where none were found.
+
+        What is found is a short way, nearly always a shortest one.
+        """
+        return 0 if state == FINAL else self._budgets.min_tokens(state)
 
     def is_accepting(self, state: int) -> bool:
         """Whether an end token may come next."""
-        return state == FINAL or self.machine.accepts(self._config(state))
+        return state == FINAL or self.machine.accepts(self.config(state))
 
     def is_finished(self, state: int) -> bool:
         """Whether nothing but an end token may come next."""
         if state == FINAL:
             return True
-        config = self._config(state)
+        config = self.config(state)
         return self.machine.accepts(config) and self.machine.is_end(config)
 
     def forced_tokens(self, state: int) -> npt.NDArray[np.int32]:
@@ -129,9 +154,14 @@ class Grammar:
             forced = self._forced[state] = self._compute_forced(state)
         return forced
 
+    @cached_property
+    def _budgets(self) -> Budgets:
+        return Budgets(self)
+
     # Inside ----------------------------------------------------------------------------------------------------------
 
-    def _config(self, state: int) -> int:
+    def config(self, state: int) -> int:
+        """Where the machine stands in `state`; states that differ in recorded text only share a config."""
         return self._recorded[state - _RECORDED][0] if state >= _RECORDED else state
 
     def _state(self, config: int, text: bytes) -> int:
@@ -162,8 +192,9 @@ class Grammar:
         while at < data.size:
             recording = machine.records_all or bool(machine.tables.status[config] & c.RECORDS)
             begin = at
-            piece = data[: at + 1] if recording else data  # byte by byte inside a key whose text must be known
-            config, at = machine.step(config, piece, at, c.RECORDS | c.PENDING)
+            stop = c.PENDING if recording else c.PENDING | c.RECORDS
+            leave = c.RECORDS if recording and not machine.records_all else 0
+            config, at = machine.step(config, data, at, stop, leave)
             if config == 0:
                 return -1
             status = machine.tables.status[config]
@@ -189,62 +220,107 @@ class Grammar:
             resolved = self._resolved[(config, text)] = machine.intern(pairs)
         return resolved
 
-    def _mask(self, state: int) -> npt.NDArray[np.uint32]:
+    def mask(self, state: int) -> npt.NDArray[np.uint32]:
+        """Words of the mask of `state`; not to be changed."""
         if state == FINAL:
             return self.vocabulary.eos_mask
-        config = self._config(state)
+        config = self.config(state)
         masks = self._masks
         mask = masks.get(config)
         if mask is None:
-            mask = self._compute_mask(config)
+            mask, doubts = self._compute_mask(config)
             if len(masks) >= self._max_masks:
                 for old in list(masks)[: len(masks) // 4 + 1]:
                     del masks[old]
+                    self._doubts.pop(old, None)
             masks[config] = mask
+            if doubts is not None:
+                self._doubts[config] = doubts
+        if config in self._doubts:
+            mask = mask.copy()
+            for token_id in self._doubts[config]:
+                if self.advance(state, token_id) < 0:
+                    mask[token_id >> 5] &= ~np.uint32(1 << (token_id & 31))
         return mask
 
-    def _compute_mask(self, config: int) -> npt.NDArray[np.uint32]:
-        vocabulary, machine = self.vocabulary, self.machine
-        status = machine.tables.status[config]
+    def _compute_mask(self, config: int) -> tuple[npt.NDArray[np.uint32], list[int] | None]:
+        """The mask of a config, and the tokens in it that only the text so far can decide."""
+        vocabulary, machine, path = self.vocabulary, self.machine, self._path
+        header, status = machine.tables.header, int(machine.tables.status[config])
+        header[c.DOUBTS] = 0
+        string = machine.string_at(config)
+        trie = vocabulary.closing_trie
         if status & c.FREE:
             mask = vocabulary.body_mask.copy()
-            free = machine.free_config(config)
-            self._path[0] = free
-            machine.walk(vocabulary.close_trie, self._path, mask)
-            if free != config:
-                self._path[0] = config
-                machine.walk_departures(vocabulary.rest_trie, vocabulary.rest_plain, self._path, free, mask)
-        elif status & c.BOUNDED:
-            mask = self._bounded_mask(config)
+            if string is not None and string[1] == header[c.ANY_CONFIG]:
+                trie = vocabulary.close_trie
+        elif string is not None and (body := self._body_mask(*string)) is not None:
+            mask = body
         else:
             mask = np.zeros(vocabulary.num_words, np.uint32)
-            self._path[0] = config
-            machine.walk(vocabulary.trie, self._path, mask)
+            trie = vocabulary.trie
+        machine.walk(trie, config, path, mask, self._doubt_words)
         if machine.accepts(config):
             mask |= vocabulary.eos_mask
-        return mask
+        if not header[c.DOUBTS]:
+            return mask, None
+        doubts = np.flatnonzero(np.unpackbits(self._doubt_words.view(np.uint8), bitorder="little")).tolist()
+        self._doubt_words[:] = 0
+        return mask, doubts
 
-    def _bounded_mask(self, config: int) -> npt.NDArray[np.uint32]:
-        """Mask inside a JSON string of any text whose length bounds are near: by how much text a token adds."""
+    def _body_mask(self, spec: int, text: int, count: int) -> npt.NDArray[np.uint32] | None:
+        """Mask of the tokens that continue a JSON string; None where it must be walked for."""
         vocabulary, machine = self.vocabulary, self.machine
+        limit = int(machine.tables.specs[spec, c.MAX_LEN])
         longest = len(vocabulary.body_masks) - 1
-        room = longest
-        while room > 0 and not machine.after_plain(config, room):
-            room -= 1
-        mask = vocabulary.body_masks[room].copy()
-        for length, trie in vocabulary.close_tries.items():
-            after = machine.after_plain(config, length)
-            if after:
-                self._path[0] = after
-                machine.walk(trie, self._path, mask)
-        return mask
+        room = longest if limit < 0 else min(limit - count, longest)
+        if text == machine.tables.header[c.ANY_CONFIG]:
+            return vocabulary.body_masks[room].copy()
+        if not machine.is_wide(text):
+            return None
+        key = (text, limit >= 0)
+        known = self._text_masks.get(key)
+        if known is None:
+            known = self._text_masks[key] = self._text_mask(text, bounded=limit >= 0)
+        mask, farthest = known
+        if limit < 0 or limit - count >= longest + farthest:
+            return mask.copy()
+        return mask & vocabulary.body_masks[room] if farthest == 0 else None
+
+    def ends(self, config: int, wanted: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+        """Config behind each token that is set in `wanted` and allowed in `config`, by token id."""
+        return self.machine.ends(self.vocabulary.trie, config, self._path, wanted, 32 * self.vocabulary.num_words)
+
+    def farthest(self, text: int) -> int:
+        """Code points that a JSON string needs at most to be closed, one token after its text stood in `text`."""
+        key = (text, True)
+        if key not in self._text_masks:
+            self._text_masks[key] = self._text_mask(text, bounded=True)
+        return self._text_masks[key][1]
+
+    def _text_mask(self, text: int, *, bounded: bool) -> tuple[npt.NDArray[np.uint32], int]:
+        """Mask of the tokens that a JSON string may go on with where its text stands in `text` and no bound is near.
+
+        Also how many code points the text needs at most behind one of them, where `bounded`.
+        """
+        machine = self.machine
+        if self._no_spec < 0:
+            nowhere = machine.node()
+            self._no_spec = machine.string_spec(close=nowhere)
+            self._far_spec = machine.string_spec(close=nowhere, max_length=1 << 30)
+        mask = np.zeros(self.vocabulary.num_words, np.uint32)
+        spec = self._far_spec if bounded else self._no_spec
+        config = machine.intern([(machine.string_body(spec, text), 0)])
+        machine.tables.header[c.FARTHEST] = 0
+        machine.walk(self.vocabulary.body_trie, config, self._path, mask, self._doubt_words)
+        return mask, int(machine.tables.header[c.FARTHEST])
 
     def _compute_forced(self, state: int) -> npt.NDArray[np.int32]:
         if self.is_finished(state):
             return np.array(self.vocabulary.eos_token_ids[:1], np.int32)
         encode = self.vocabulary.encode
         if encode is None:
-            mask = self._mask(state)
+            mask = self.mask(state)
             if int(np.bitwise_count(mask).sum()) != 1:
                 return np.empty(0, np.int32)
             word = int(np.flatnonzero(mask)[0])
@@ -257,7 +333,7 @@ class Grammar:
         machine = self.machine
         text = bytearray()
         while len(text) < limit:
-            byte = machine.forced_byte(self._config(state))
+            byte = machine.forced_byte(self.config(state))
             if byte < 0:
                 break
             after = self.advance_bytes(state, np.array([byte], np.uint8))
@@ -303,7 +379,7 @@ class Grammar:
         low, high = vocabulary.range_with_prefix(tail)
         if high <= low:
             return False
-        mask = self._mask(before)
+        mask = self.mask(before)
         return any(
             len(vocabulary.token_bytes[i] or b"") > len(tail) and mask[i >> 5] >> np.uint32(i & 31) & 1
             for i in vocabulary.sorted_ids[low:high]

@@ -39,6 +39,7 @@ class Tables(NamedTuple):
     wanted: npt.NDArray[np.int32]  # [64] stubs to expand
     row_work: npt.NDArray[np.int32]  # [256] a row being computed
     status: npt.NDArray[np.uint8]  # [configs] bits
+    loops: npt.NDArray[np.int64]  # [configs] classes of bytes that all lead a config to itself, once its row is known
     distance: npt.NDArray[np.int32]  # [configs] code points that a text config needs at least to accept, -1: unknown
     pairs_at: npt.NDArray[np.int64]  # [configs + 1] where a config's pairs begin
     pairs: npt.NDArray[np.int64]  # state << 32 | stack, sorted within a config
@@ -48,6 +49,7 @@ class Tables(NamedTuple):
     seen: npt.NDArray[np.int64]
     seen_stamp: npt.NDArray[np.int64]
     marks: npt.NDArray[np.uint8]
+    stand: npt.NDArray[np.int32]  # [2, 7] where `step_bytes` stands, as rows of a path
 
 
 class Machine:
@@ -62,6 +64,7 @@ class Machine:
         self._expanders: dict[int, Expander] = {}
         self._row_makers: dict[int, Callable[[int], Sequence[int]]] = {}
         self.key_done: dict[int, Callable[[int, int], None]] = {}  # string spec -> expander (state, text config)
+        self.wanted_keys: dict[int, Callable[[], list[str]]] = {}  # string spec of a key -> keys to complete an object
         self.pending_keys: dict[int, Callable[[bytes], int]] = {}  # state behind a key or item -> by text, the state
         self._num_served = 0
         self.records_all = False  # outputs remember their whole text, not only undeclared keys
@@ -83,6 +86,7 @@ class Machine:
             wanted=np.zeros(64, np.int32),
             row_work=np.zeros(256, np.int32),
             status=np.zeros(256, np.uint8),
+            loops=np.zeros(256, np.int64),
             distance=np.full(256, -1, np.int32),
             pairs_at=np.zeros(257, np.int64),
             pairs=np.zeros(2048, np.int64),
@@ -92,7 +96,9 @@ class Machine:
             seen=np.zeros(2048, np.int64),
             seen_stamp=np.zeros(2048, np.int64),
             marks=np.zeros(257, np.uint8),
+            stand=np.zeros((2, 7), np.int32),
         )
+        self._view()
         header = self.tables.header
         header[c.NUM_STATES] = header[c.NUM_CONFIGS] = header[c.NUM_STACKS] = (
             1  # 0: dead state, dead config, empty stack
@@ -121,11 +127,34 @@ class Machine:
         """First state of a chain that reads `text` and goes on at `then`."""
         if not text:
             return then
-        first = self.new_states(len(text) + 1)
-        node = self.tables.node
-        node[first : first + len(text), 0] = c.LIT
-        node[first : first + len(text), 1] = np.frombuffer(text, np.uint8)
+        first = self._chain(text)
         self.define(first + len(text), free=[then])
+        return first
+
+    def literal_call(self, text: bytes, entry: int, then: int) -> int:
+        """First state of a chain that reads `text`, runs `entry` up to its `ret`, and goes on at `then`."""
+        first = self._chain(text)
+        self.tables.node[first + len(text)] = (c.CALL, entry, then, 0, 0)
+        return first
+
+    def literal_stub(self, text: bytes, expander: Expander) -> int:
+        """First state of a chain that reads `text` and ends in a stub."""
+        first = self._chain(text)
+        self._expanders[first + len(text)] = expander
+        return first
+
+    def _chain(self, text: bytes) -> int:
+        """First of consecutive states that read `text`; the one behind them is yet to be defined."""
+        first = self.new_states(len(text) + 1)
+        if len(text) > 8:
+            node = self.tables.node
+            node[first : first + len(text), 0] = c.LIT
+            node[first : first + len(text), 1] = np.frombuffer(text, np.uint8)
+            return first
+        flat = self._node_view  # for few, items of a memoryview are set faster than slices of an array
+        for i, byte in enumerate(text, first):
+            flat[5 * i] = c.LIT
+            flat[5 * i + 1] = byte
         return first
 
     def node(self, edges: Sequence[tuple[int, int, int]] = (), free: Sequence[int] = ()) -> int:
@@ -140,14 +169,37 @@ class Machine:
         if edges:
             if edge_at + len(edges) > self.tables.edges.shape[0]:
                 self._replace(edges=_longer(self.tables.edges, edge_at + len(edges)))
-            self.tables.edges[edge_at : edge_at + len(edges)] = edges
+            if len(edges) < 4:
+                at = 3 * edge_at
+                for edge in edges:
+                    self._edges_view[at], self._edges_view[at + 1], self._edges_view[at + 2] = edge
+                    at += 3
+            else:
+                self.tables.edges[edge_at : edge_at + len(edges)] = edges
             self.num_edges += len(edges)
         if free:
             if free_at + len(free) > self.tables.free.shape[0]:
                 self._replace(free=_longer(self.tables.free, free_at + len(free)))
-            self.tables.free[free_at : free_at + len(free)] = free
+            if len(free) == 1:
+                self.tables.free[free_at] = free[0]
+            else:
+                self.tables.free[free_at : free_at + len(free)] = free
             self.num_free += len(free)
-        self.tables.node[state] = (c.NODE, edge_at, len(edges), free_at, len(free))
+        flat, at = self._node_view, 5 * state
+        flat[at], flat[at + 1], flat[at + 2], flat[at + 3], flat[at + 4] = (
+            c.NODE,
+            edge_at,
+            len(edges),
+            free_at,
+            len(free),
+        )
+
+    def define_string(self, state: int, spec: int, text: int) -> None:
+        """Turn a stub into the state after the opening quote of a JSON string whose text is read by config `text`."""
+        if text == self.tables.header[c.ANY_CONFIG]:  # the state is met again further on
+            self.define(state, free=[self.string_body(spec, text)])
+        else:
+            self.tables.node[state] = (c.STRING, spec, text, 0, 0)
 
     def call(self, entry: int, then: int) -> int:
         """A state that runs what starts at `entry` up to its `ret`, then goes on at `then`."""
@@ -169,12 +221,14 @@ class Machine:
         max_length: int | None = None,
         record: bool = False,
         key_done: Callable[[int, int], None] | None = None,
+        wanted: Callable[[], list[str]] | None = None,
     ) -> int:
         """What a JSON string must be: length in code points, and where its closing quote leads.
 
         Args:
             close: state after the closing quote, or -1: `key_done(state, text_config)` defines a state for each text.
             record: outputs remember the text so far while they are inside this string.
+            wanted: for a key: keys of which one is to come next where the object is to be completed soon; empty: any.
         """
         index = self.num_specs
         if index == self.tables.specs.shape[0]:
@@ -184,6 +238,8 @@ class Machine:
         self.num_specs += 1
         if key_done is not None:
             self.key_done[index] = key_done
+        if wanted is not None:
+            self.wanted_keys[index] = wanted
         return index
 
     def string_body(self, spec: int, text: int) -> int:
@@ -203,7 +259,7 @@ class Machine:
         self.tables.header[c.NUM_CONFIGS] = config + 1
         self.tables.pairs_at[config + 1] = self.tables.pairs_at[config]
         self.tables.status[config] = c.FROM_PYTHON | (c.ACCEPTS if accepts else 0)
-        self.tables.distance[config] = -1
+        self.tables.distance[config] = 0 if accepts else -1
         self._row_makers[config] = row_maker
         return config
 
@@ -251,11 +307,16 @@ class Machine:
 
         return self._run(step)
 
-    def step(self, config: int, data: npt.NDArray[np.uint8], begin: int, stop_mask: int) -> tuple[int, int]:
-        """Config after the bytes from `begin` on, and how many were read; stops early at a config with such a bit."""
+    def step(
+        self, config: int, data: npt.NDArray[np.uint8], begin: int, stop_mask: int, recording: int = 0
+    ) -> tuple[int, int]:
+        """Config after the bytes from `begin` on, and how many were read.
+
+        Stops early at a config with a bit of `stop_mask`, or without the bit `recording`.
+        """
         deadline = 0.0
         header = self.tables.header
-        while (after := int(c.step_bytes(self.tables, config, data, begin, stop_mask))) == c.NEED:
+        while (after := int(c.step_bytes(self.tables, config, data, begin, stop_mask, recording))) == c.NEED:
             config, begin = int(header[c.NEED_CONFIG]), int(header[c.POSITION])
             deadline = self.serve(deadline)
         return after, int(header[c.POSITION])
@@ -263,28 +324,32 @@ class Machine:
     def walk(
         self,
         trie: tuple[npt.NDArray[np.generic], ...],
+        config: int,
         path: npt.NDArray[np.int32],
         bitmask: npt.NDArray[np.uint32],
+        doubts: npt.NDArray[np.uint32],
     ) -> None:
-        """Set in `bitmask` what config path[0] allows of `trie`."""
+        """Set in `bitmask` what `config` allows of `trie`; see `_compiled.walk_trie`."""
         begin, deadline = 0, 0.0
-        while c.walk_trie(self.tables, trie, begin, path, bitmask) == c.NEED:
+        while c.walk_trie(self.tables, trie, config, begin, path, bitmask, doubts) == c.NEED:
             begin = int(self.tables.header[c.POSITION])
             deadline = self.serve(deadline)
 
-    def walk_departures(
+    def ends(
         self,
         trie: tuple[npt.NDArray[np.generic], ...],
-        node_plain: npt.NDArray[np.uint8],
+        config: int,
         path: npt.NDArray[np.int32],
-        free: int,
-        bitmask: npt.NDArray[np.uint32],
-    ) -> None:
-        """Correct a mask of config `free` to one of config path[0], which plain text leads to `free`."""
+        wanted: npt.NDArray[np.uint32],
+        num_tokens: int,
+    ) -> npt.NDArray[np.int32]:
+        """Config behind each token of `trie` that is set in `wanted`, by token id."""
+        ends = np.zeros(num_tokens, np.int32)
         begin, deadline = 0, 0.0
-        while c.walk_departures(self.tables, trie, node_plain, begin, path, free, bitmask) == c.NEED:
+        while c.walk_ends(self.tables, trie, config, begin, path, wanted, ends) == c.NEED:
             begin = int(self.tables.header[c.POSITION])
             deadline = self.serve(deadline)
+        return ends
 
     def distance(self, config: int) -> int:
         """Code points that text config `config` needs at least until it accepts; 2**30 where it never does."""
@@ -319,23 +384,36 @@ class Machine:
             self.tables.distance[found] = left
         return int(self.tables.distance[config])
 
-    def free_config(self, config: int) -> int:
-        """What a FREE config becomes behind plain text that no key or pattern of it begins with."""
-        return self._run(lambda: int(c.free_config(self.tables, config)))
+    def string_at(self, config: int) -> tuple[int, int, int] | None:
+        """(spec, text config, code points) of a config inside one JSON string, not inside an escape."""
+        begin, end = self.tables.pairs_at[config : config + 2].tolist()
+        if begin == end:
+            return None
+        state = int(self.tables.pairs[begin]) >> 32
+        kind, spec, text, count, mode = self.tables.node[state].tolist()
+        if kind != c.STRING or mode or int(self.tables.pairs[end - 1]) >> 32 != state:
+            return None
+        return spec, text, count
 
-    def after_plain(self, config: int, length: int) -> int:
-        """BOUNDED config after `length` more code points of plain text; 0 where they are too many."""
-        (state, stack), *_ = self.pairs(config)
-        _, spec, text, count, _ = self.tables.node[state].tolist()
-        limit = int(self.tables.specs[spec, c.MAX_LEN])
-        if limit < 0:
-            count = min(count + length, int(self.tables.specs[spec, c.MIN_LEN]))
-        elif count + length > limit:
-            return 0
-        else:
-            count += length
-        after = self._run(lambda: int(c.native_state(self.tables, c.STRING, spec, text, count, 0)))
-        return self.intern([(after, stack)])
+    def kind(self, state: int) -> int:
+        """Kind of a state, which is expanded if it is a stub."""
+        if self.tables.node[state, 0] == c.STUB:
+            self._expand(state)
+        return int(self.tables.node[state, 0])
+
+    def key_stub(self, spec: int, text: int) -> int:
+        """State behind the closing quote of a key whose text is read by `text`."""
+        return self._run(lambda: int(c.native_state(self.tables, c.STUB, spec, text, 0, 0)))
+
+    def text_after(self, text: int, more: str) -> int:
+        """Text config after these characters; 0 where they are refused."""
+        return self.step(text, np.frombuffer(more.encode(), np.uint8), 0, 0)[0]
+
+    def is_wide(self, text: int) -> bool:
+        """Whether many bytes may follow text config `text`, some of which begin a character."""
+        if not self.tables.status[text] & c.KNOWN:
+            self._run(lambda: int(c.ensure_row(self.tables, text)))
+        return int(self.tables.row_span[text, 0]) < 0x80 and int(self.tables.row_span[text, 1]) >= 24
 
     def forced_byte(self, config: int) -> int:
         """The one byte that may follow, -1 if there is a choice or the config accepts."""
@@ -439,6 +517,7 @@ class Machine:
         self._replace(
             row_span=_longer(tables.row_span, size),
             status=_longer(tables.status, size),
+            loops=_longer(tables.loops, size),
             distance=_longer(tables.distance, size),
             pairs_at=_longer(tables.pairs_at, size + 1),
             config_hash=np.full(2 * size, -1, np.int32),
@@ -458,6 +537,11 @@ class Machine:
 
     def _replace(self, **arrays: npt.NDArray[np.generic]) -> None:
         self.tables = self.tables._replace(**arrays)  # type: ignore[arg-type]
+        self._view()
+
+    def _view(self) -> None:
+        self._node_view = self.tables.node.reshape(-1).data
+        self._edges_view = self.tables.edges.reshape(-1).data
 
 
 def _longer(array: npt.NDArray[np.generic], rows: int, *, fill: int = 0) -> npt.NDArray[np.generic]:

@@ -94,11 +94,6 @@ class Vocabulary:
         return self._trie_of(range(len(self.token_bytes)))
 
     @cached_property
-    def rest_trie(self) -> Trie:
-        """Trie of the tokens that are not plain JSON text: whole characters that need no escape."""
-        return self._trie_of([i for i, token in enumerate(self.token_bytes) if token and not _is_plain(token)])
-
-    @cached_property
     def _in_string(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         return c.classify_tokens(self._data, self._ends)  # type: ignore[no-any-return]
 
@@ -117,10 +112,15 @@ class Vocabulary:
         return self._mask_of(self.body_length >= 0)
 
     @cached_property
-    def rest_plain(self) -> npt.NDArray[np.uint8]:
-        """For each node of `rest_trie`: 1 where the bytes up to it are plain text."""
-        node_byte, node_depth, *_ = self.rest_trie
-        return c.plain_nodes(node_byte, node_depth)  # type: ignore[no-any-return]
+    def clean_mask(self) -> npt.NDArray[np.uint32]:
+        """Words of the mask that allows whole characters of a JSON string without an escape."""
+        clean = [self.body_length[i] >= 0 and _is_clean(token) for i, token in enumerate(self.token_bytes)]
+        return self._mask_of(np.array(clean, np.bool_))
+
+    @cached_property
+    def ids_by_bytes(self) -> dict[bytes, int]:
+        """The first token id for each text."""
+        return {token: i for i, token in reversed(list(enumerate(self.token_bytes))) if token}
 
     @cached_property
     def max_length(self) -> int:
@@ -130,12 +130,20 @@ class Vocabulary:
     @cached_property
     def close_trie(self) -> Trie:
         """Trie of the closing quote and what follows it, for tokens that end a JSON string; a node may hold many."""
-        return self._suffixes([pair for group in self._closing.values() for pair in group])
+        length, close = self._in_string
+        ids = np.flatnonzero((close >= 0) & (length >= 0)).tolist()
+        return self._suffixes([((self.token_bytes[i] or b"")[close[i] :], i) for i in ids])
 
     @cached_property
-    def close_tries(self) -> dict[int, Trie]:
-        """The same, apart by the code points before the quote."""
-        return {length: self._suffixes(group) for length, group in self._closing.items()}
+    def closing_trie(self) -> Trie:
+        """Trie of the tokens that end a JSON string, from the start of a character in it on."""
+        length, close = self._in_string
+        return self._trie_of(np.flatnonzero((close >= 0) & (length >= 0)).tolist())
+
+    @cached_property
+    def body_trie(self) -> Trie:
+        """Trie of the tokens that continue a JSON string, from the start of a character in it on."""
+        return self._trie_of(np.flatnonzero(self.body_length >= 0).tolist())
 
     @cached_property
     def body_masks(self) -> list[npt.NDArray[np.uint32]]:
@@ -143,21 +151,13 @@ class Vocabulary:
         longest = int(self.body_length.max(initial=0))
         return [self._mask_of((self.body_length >= 0) & (self.body_length <= n)) for n in range(longest + 1)]
 
-    @cached_property
-    def _closing(self) -> dict[int, list[tuple[bytes, int]]]:
-        length, close = self._in_string
-        groups: dict[int, list[tuple[bytes, int]]] = {}
-        for i in np.flatnonzero(close >= 0).tolist():
-            groups.setdefault(int(length[i]), []).append(((self.token_bytes[i] or b"")[close[i] :], i))
-        return dict(sorted(groups.items()))
-
     def _suffixes(self, suffixes: list[tuple[bytes, int]]) -> Trie:
         data = np.frombuffer(b"".join(s for s, _ in suffixes), np.uint8)
         ends = np.cumsum([len(s) for s, _ in suffixes], dtype=np.int64)
         order = np.array(sorted(range(len(suffixes)), key=lambda j: suffixes[j][0]), np.int32)
-        byte, depth, skip, tokens_at, slots = c.build_trie(data, ends, order)
+        byte, depth, skip, tokens_at, slots, classes, tall = c.build_trie(data, ends, order)
         token_ids = np.array([i for _, i in suffixes], np.int32)[slots]
-        return byte, depth, skip, tokens_at, token_ids
+        return byte, depth, skip, tokens_at, token_ids, classes, tall
 
     @cached_property
     def eos_mask(self) -> npt.NDArray[np.uint32]:
@@ -193,12 +193,14 @@ class Vocabulary:
         return tuple(c.build_trie(self._data, self._ends, np.array(order, np.int32)))
 
 
-def _is_plain(token: bytes) -> bool:
+def _is_clean(token: bytes | None) -> bool:
+    if not token or b"\\" in token:
+        return False
     try:
-        text = token.decode()
+        token.decode()
     except UnicodeDecodeError:
         return False
-    return '"' not in text and "\\" not in text and min(text) >= " "
+    return True
 
 
 def _is_byte_level(tokenizer: Any, names: dict[str, int]) -> bool:

@@ -106,7 +106,12 @@ class RequestFactory:
         if request.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; build the engine with one: Engine(model, tokenizer)")
         notes: list[str] = []
-        grammar = self._grammar_state(request.grammar)
+        grammar = self._grammar_state(request.grammar, request.max_new_tokens)
+        if isinstance(grammar, IntGrammarState) and grammar.budget is None:
+            notes.append(
+                f"the output may be cut off: the shortest one known takes {grammar.least} tokens, "
+                f"max_new_tokens is {request.max_new_tokens}"
+            )
         speculates = request.drafter is not None and request.max_draft_nodes > 0
         stateful = [p for p in request.logits_processors if keeps_state(p)]
         if stateful:
@@ -136,7 +141,7 @@ class RequestFactory:
             notes=tuple(notes),
         )
 
-    def _grammar_state(self, grammar: Any) -> GrammarState | None:
+    def _grammar_state(self, grammar: Any, max_new_tokens: int) -> GrammarState | None:
         if grammar is None:
             return None
         if hasattr(grammar, "accept"):
@@ -150,7 +155,7 @@ class RequestFactory:
                 f"grammar is a {type(grammar).__name__}, expected what infercore.constrained.regex(), json_schema() or "
                 "choices() return, a bound Grammar, or a Matcher"
             )
-        return IntGrammarState(grammar)
+        return IntGrammarState(grammar, budget=max_new_tokens)
 
     def _eos_token_ids(self, request: Request) -> frozenset[int]:
         if request.eos_token_ids is not None:

@@ -21,17 +21,20 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
 
     Args:
         grammar: a bound `infercore.constrained.Grammar`.
+        max_new_tokens: as given to `generate`; only what can be finished in so many tokens is then allowed, so that the
+            output is whole. None: no such bound.
     Cost: a mask a row; states of earlier tokens are remembered, one int each.
     """
 
     keeps_state = False
 
-    def __init__(self, grammar: Any) -> None:
+    def __init__(self, grammar: Any, *, max_new_tokens: int | None = None) -> None:
         if not hasattr(grammar, "advance"):
             raise TypeError(
                 f"grammar is a {type(grammar).__name__}, expected a bound Grammar; call .bind(vocabulary) on it first"
             )
         self.grammar = grammar
+        self.max_new_tokens = max_new_tokens
         self.reset()
 
     def reset(self) -> None:
@@ -56,10 +59,12 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc]
             self.reset()
             self._prompt_length = input_ids.shape[1]
         states = [self._state(tuple(row)) for row in input_ids[:, self._prompt_length :].tolist()]
+        written = input_ids.shape[1] - self._prompt_length
+        budgets = None if self.max_new_tokens is None else [self.max_new_tokens - written]
         bitmask = torch.full((len(states), (vocab_size + 31) // 32), -1, dtype=torch.int32)
         for row, state in enumerate(states):
             if state >= 0:
-                self.grammar.fill_bitmask([state], bitmask[row : row + 1])
+                self.grammar.fill_bitmask([state], bitmask[row : row + 1], budgets=budgets)
         return apply_token_bitmask_(scores.clone(), bitmask.to(scores.device))
 
     def _state(self, output: tuple[int, ...]) -> int:

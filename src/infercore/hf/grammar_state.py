@@ -51,23 +51,46 @@ class GrammarState(Protocol):
 
 
 class IntGrammarState:
-    """Over `infercore.constrained.Grammar`: a state is an int, so a tree of states costs nothing."""
+    """Over `infercore.constrained.Grammar`: a state is an int, so a tree of states costs nothing.
+
+    Args:
+        budget: tokens that the output may have; only what can be finished in so many is then allowed. None, or fewer
+            than any output takes: no such bound.
+    """
 
     supports_trees = True
 
-    def __init__(self, grammar: Any) -> None:
+    def __init__(self, grammar: Any, *, budget: int | None = None) -> None:
         self.grammar = grammar
         self.state: int = grammar.start
+        self.least = 0  # tokens that the shortest known output takes
+        if budget is not None:
+            self.least = int(grammar.min_tokens(grammar.start))
+            if self.least > budget:
+                budget = None
+        self.budget = budget
+        self._depths = np.empty(0, np.int64)  # of the nodes walked last
 
     def accept(self, token_id: int) -> bool:
         state = self.grammar.advance(self.state, token_id)
         if state < 0:
             return False
         self.state = state
+        if self.budget is not None:
+            self.budget -= 1
         return True
 
     def forced_tokens(self) -> npt.NDArray[np.int32]:
-        return self.grammar.forced_tokens(self.state)  # type: ignore[no-any-return]
+        """None, too, where the canonical tokens of forced text would take more than the budget has."""
+        forced: npt.NDArray[np.int32] = self.grammar.forced_tokens(self.state)
+        if self.budget is None or not forced.size or int(forced[-1]) in self.grammar.vocabulary.eos_token_ids:
+            return forced
+        after = self.state
+        for token_id in forced.tolist():
+            after = self.grammar.advance(after, token_id)
+        if len(forced) + self.grammar.min_tokens(after) > self.budget:
+            return np.empty(0, np.int32)
+        return forced
 
     @property
     def is_finished(self) -> bool:
@@ -76,9 +99,17 @@ class IntGrammarState:
     def walk(self, tree: TokenTree) -> npt.NDArray[np.int64]:
         advance = self.grammar.advance
         states = np.empty(tree.num_nodes, np.int64)
+        self._depths = np.asarray(tree.depths, np.int64)
         for node, (token_id, parent) in enumerate(zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True)):
             before = self.state if parent < 0 else int(states[parent])
-            states[node] = advance(before, token_id) if before >= 0 else -1
+            after = advance(before, token_id) if before >= 0 else -1
+            if after >= 0 and self.budget is not None:
+                left = self.budget - int(self._depths[node])
+                bitmask = np.empty((1, self.grammar.vocabulary.num_words), np.int32)
+                self.grammar.fill_bitmask([before], bitmask, budgets=[left])
+                if not bitmask[0, token_id >> 5] >> (token_id & 31) & 1:
+                    after = -1
+            states[node] = after
         return states
 
     def forces(self, tree: TokenTree) -> npt.NDArray[np.bool_]:
@@ -88,12 +119,17 @@ class IntGrammarState:
     def fill(self, tree: TokenTree, bitmask: Tensor) -> None:
         node_states = _states(tree)
         states = [self.state, *node_states.tolist()]
+        budgets = None
+        if self.budget is not None:
+            assert len(self._depths) >= len(node_states)
+            budgets = [self.budget, *(self.budget - 1 - self._depths[: len(node_states)]).tolist()]
         if (node_states < 0).any():
             bitmask[1:].fill_(-1)
             for row in (0, *(np.flatnonzero(node_states >= 0) + 1).tolist()):
-                self.grammar.fill_bitmask([states[row]], bitmask[row : row + 1])
+                budget = None if budgets is None else [budgets[row]]
+                self.grammar.fill_bitmask([states[row]], bitmask[row : row + 1], budgets=budget)
         else:
-            self.grammar.fill_bitmask(states, bitmask)
+            self.grammar.fill_bitmask(states, bitmask, budgets=budgets)
 
     def fill_states(self, states: list[int], bitmask: Tensor) -> None:
         self.grammar.fill_bitmask(states, bitmask)

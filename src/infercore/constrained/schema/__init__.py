@@ -8,9 +8,10 @@ about each type, negations pushed down), `context.py` (values), `strings.py` wit
 
 from typing import Any
 
+from infercore.constrained.limits import Limits
 from infercore.constrained.machine import Machine
 from infercore.constrained.schema.arrays import array_lowering
-from infercore.constrained.schema.check import check
+from infercore.constrained.schema.check import check, check_unique
 from infercore.constrained.schema.context import Context
 from infercore.constrained.schema.document import Document
 from infercore.constrained.schema.objects import object_lowering
@@ -21,13 +22,19 @@ __all__ = ["Separators", "Whitespace", "check_schema", "lower_schema"]
 
 def check_schema(schema: Any, *, ignore: frozenset[str]) -> None:
     """Raise UnsupportedSchema, with its JSON pointer, for what cannot be enforced."""
-    check(Document(schema, ignore))
+    document = Document(schema, ignore)
+    if check(document):
+        check_unique(document, _context(Machine(Limits()), document, "spaced").forms)
 
 
 def lower_schema(schema: Any, machine: Machine, *, whitespace: Whitespace, ignore: frozenset[str]) -> int:
     """State that reads one JSON value which satisfies `schema`, and returns."""
     document = Document(schema, ignore)
+    return _context(machine, document, whitespace).value([(document.root_place, True)])
+
+
+def _context(machine: Machine, document: Document, whitespace: Whitespace) -> Context:
     context = Context(machine, document, Separators.of(whitespace))
     context.lower_object = object_lowering(context)
     context.lower_array = array_lowering(context)
-    return context.value([(document.root_place, True)])
+    return context

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from infercore.constrained.schema.atoms import ANNOTATIONS
+from infercore.constrained.schema.atoms import ANNOTATIONS, Forms
 from infercore.constrained.schema.document import Document, Literal, Place
 from infercore.constrained.schema.texts import pattern_node
-from infercore.errors import RegexSyntaxError, UnsupportedSchema
+from infercore.errors import GrammarLimitError, RegexSyntaxError, UnsupportedSchema
 
 _TYPES = frozenset(["null", "boolean", "integer", "number", "string", "array", "object", "any"])
 _COUNTS = frozenset(
@@ -14,15 +14,18 @@ _COUNTS = frozenset(
 _NUMBERS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
 _ONE = frozenset(["not", "if", "then", "else", "additionalProperties", "propertyNames", "contains", "additionalItems",
                   "unevaluatedItems", "unevaluatedProperties"])  # fmt: skip
+_NEGATING = frozenset(["not", "oneOf", "if", "contains"])
 _LISTS = frozenset(["allOf", "anyOf", "oneOf", "prefixItems"])
 _DICTS = frozenset(["properties", "patternProperties", "dependentSchemas"])
 
 
-def check(document: Document) -> None:
+def check(document: Document) -> bool:
     """Raise UnsupportedSchema for the first thing in reach of the root that is malformed or cannot be enforced.
 
-    Definitions that nothing refers to are not looked at.
+    Definitions that nothing refers to are not looked at. Returns whether items must differ somewhere, and something may
+    be negated: then `check_unique` has to look further.
     """
+    unique = negates = False
     seen: set[Literal] = set()
     waiting: list[Literal] = [(document.root_place, True)]
     while waiting:
@@ -33,6 +36,38 @@ def check(document: Document) -> None:
         place = document.places[literal[0]]
         if isinstance(place.schema, dict):
             waiting += reversed(_check_place(document, place))
+            unique = unique or place.schema.get("uniqueItems") is True
+            negates = negates or not _NEGATING.isdisjoint(place.schema)
+    return unique and negates
+
+
+def check_unique(document: Document, forms: Forms) -> None:
+    """Raise UnsupportedSchema where a value may have to have items that repeat."""
+    if "uniqueItems" in document.ignore:
+        return
+    root: Literal = (document.root_place, True)
+    seen = {root}
+    waiting = [root]
+    while waiting:
+        literal = waiting.pop()
+        try:
+            alternatives = [a for type_ in ("array", "object") for a in forms.of(literal, type_)]
+        except GrammarLimitError:  # is raised again when the grammar gets there
+            continue
+        for atom in frozenset().union(*alternatives):
+            if atom == ("unique", False):
+                pointer = document.places[literal[0]].pointer
+                raise UnsupportedSchema(
+                    "that items repeat, which a negated uniqueItems asks for, cannot be enforced", pointer=pointer
+                )
+            for part in atom[1:]:
+                if _is_literal(part) and part not in seen:
+                    seen.add(part)
+                    waiting.append(part)
+
+
+def _is_literal(part: Any) -> bool:
+    return isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], int) and isinstance(part[1], bool)
 
 
 def _check_place(document: Document, place: Place) -> list[Literal]:

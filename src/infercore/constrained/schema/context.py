@@ -65,15 +65,22 @@ class Context:
         """State that reads the comma between members or items."""
         return self.machine.literal(self.separators.comma, self.space(then))
 
-    def define_colon(self, state: int, then: int) -> None:
-        """Make `state` read the colon between key and value: the byte itself stands in `state`, not behind a free
-        move."""
-        rest = self.machine.literal(self.separators.colon[1:], self.space(then))
+    def define_colon(self, state: int, values: list[tuple[int, int]]) -> None:
+        """Make `state` read the colon between key and value, then one of `values`: (its state, the state behind it).
+
+        The byte itself stands in `state`, not behind a free move.
+        """
+        machine, text = self.machine, self.separators.colon[1:]
+        if len(values) == 1 and not self.separators.flexible:
+            rest = machine.literal_call(text, *values[0])
+        else:
+            calls = [machine.call(value, then) for value, then in values]
+            rest = machine.literal(text, self.space(calls[0] if len(calls) == 1 else machine.node(free=calls)))
         edges = [(58, 58, rest)]
         if self.separators.flexible:
-            before = self._spaces(self.separators.flexible - 1, self.machine.node([(58, 58, rest)]))
+            before = self._spaces(self.separators.flexible - 1, machine.node([(58, 58, rest)]))
             edges += [(byte, byte, before) for byte in (9, 10, 13, 32)]
-        self.machine.define(state, edges)
+        machine.define(state, edges)
 
     # Values ----------------------------------------------------------------------------------------------------------
 

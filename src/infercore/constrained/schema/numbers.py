@@ -126,15 +126,21 @@ class NumberStates:
         return state
 
 
+def _whole_or_same(value: Fraction) -> Fraction | int:
+    """An int where `value` is whole: ints compare 20 times faster."""
+    return value.numerator if value.denominator == 1 else value
+
+
 class _Magnitude:
     """The automaton of one range of numbers without sign."""
 
     def __init__(self, owner: NumberStates, numbers: NumberRange) -> None:
         self.machine, self.ret = owner.machine, owner.ret
         self.numbers = numbers
-        self.low = numbers.low or Fraction(0)
-        self.high = numbers.high
+        self.low: Fraction | int = _whole_or_same(numbers.low or Fraction(0))
+        self.high: Fraction | int | None = None if numbers.high is None else _whole_or_same(numbers.high)
         self._states: dict[object, int] = {}
+        self._known_classes: dict[int, list[int]] = {}
         # value = digits / 10**scale: with `scale` decimals every divisor divides or not, further digits must be zeros
         self.scale = 0
         for divisor, _ in numbers.multiples:
@@ -142,8 +148,8 @@ class _Magnitude:
                 self.scale += 1
         self.moduli = [(int(divisor * 10**self.scale), holds) for divisor, holds in numbers.multiples]
         self.must_divide = any(holds for _, holds in numbers.multiples)
-        bound = max(abs(self.low), abs(self.high or Fraction(0)))
-        self.max_digits = len(str(floor(bound))) + 1
+        bound = max(abs(floor(self.low)), 0 if self.high is None else abs(floor(self.high)))
+        self.max_digits = len(str(bound)) + 1
 
     def expand_first(self, state: int) -> None:
         edges = [(48, 48, self._whole(0, leading_zero=True))] if self._can_continue(0, digits_may_follow=False) else []
@@ -158,7 +164,7 @@ class _Magnitude:
                 edges.append((48 + digit, 48 + digit, self._whole(value, leading_zero=False)))
         return edges
 
-    def _inside(self, low: Fraction, high: Fraction) -> int:
+    def _inside(self, low: Fraction | int, high: Fraction | int) -> int:
         """1 if every number of [low, high) is within the bounds, 0 if none, 2 if some may be."""
         numbers = self.numbers
         if high <= self.low or (
@@ -171,24 +177,23 @@ class _Magnitude:
 
     def _classes(self, value: int) -> list[int]:
         """How the continuations of a whole part by 0, 1, 2, .. further digits stand to the bounds."""
-        result = []
+        known = self._known_classes.get(value)
+        if known is not None:
+            return known
+        result = self._known_classes[value] = []
         for more in range(self.max_digits + 1):
             factor = 10**more
-            result.append(self._inside(Fraction(value * factor), Fraction((value + 1) * factor)))
+            result.append(self._inside(value * factor, (value + 1) * factor))
         return result
 
     def _can_continue(self, value: int, *, digits_may_follow: bool) -> bool:
-        classes = (
-            self._classes(value)
-            if digits_may_follow and value
-            else [self._inside(Fraction(value), Fraction(value + 1))]
-        )
+        classes = self._classes(value) if digits_may_follow and value else [self._inside(value, value + 1)]
         return any(
-            kind == 1 or (kind == 2 and self._some_inside(Fraction(value * 10**more), Fraction((value + 1) * 10**more)))
+            kind == 1 or (kind == 2 and self._some_inside(value * 10**more, (value + 1) * 10**more))
             for more, kind in enumerate(classes)
         )
 
-    def _some_inside(self, low: Fraction, high: Fraction) -> bool:
+    def _some_inside(self, low: Fraction | int, high: Fraction | int) -> bool:
         """Whether [low, high) has an allowed number, divisors taken into account where few candidates are left."""
         low = max(low, self.low)
         strict_high = True
@@ -196,7 +201,7 @@ class _Magnitude:
             high, strict_high = self.high, self.numbers.high_strict
         steps = [divisor for divisor, holds in self.numbers.multiples if holds]
         if not steps:
-            return low < high or (low == high and not strict_high and self.numbers.contains(low))
+            return low < high or (low == high and not strict_high and self.numbers.contains(Fraction(low)))
         step = max(steps)
         value = ceil(low / step) * step
         for _ in range(200):
@@ -211,7 +216,7 @@ class _Magnitude:
         return tuple(value * 10**self.scale % modulus for modulus, _ in self.moduli)
 
     def _whole(self, value: int, *, leading_zero: bool) -> int:
-        classes = self._classes(value) if not leading_zero else [self._inside(Fraction(value), Fraction(value + 1))]
+        classes = self._classes(value) if not leading_zero else [self._inside(value, value + 1)]
         exact = value if 2 in classes else None
         key = ("whole", tuple(classes), exact, self._remainders(value), leading_zero, self._tight(value))
         state = self._states.get(key)

@@ -7,7 +7,7 @@ quote is accepted the text goes into the memory.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from infercore.constrained.schema.atoms import Alternative
 from infercore.constrained.schema.context import Context
@@ -18,21 +18,20 @@ _OTHER = 0  # label of a key that no name and no pattern claims
 _TOLD_APART = 8  # `some` atoms over sets of keys that one key may serve at once
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
+class _Memory(NamedTuple):
     """What an object remembers between members.
 
     Attributes:
-        seen: declared names that have come.
+        seen: declared names that have come, one bit each.
         extra: other keys that have come.
         owed: indices of `some` atoms not served yet (those over one name are served by the name).
-        count: members so far, no further than where it stops to matter.
+        members: how many so far, no further than where it stops to matter.
     """
 
-    seen: frozenset[str] = frozenset()
+    seen: int = 0
     extra: frozenset[str] = frozenset()
     owed: frozenset[int] = frozenset()
-    count: int = 0
+    members: int = 0
 
 
 class ObjectStates:
@@ -55,7 +54,11 @@ class ObjectStates:
                 names.update(dict.fromkeys(sorted(keys[1])))
                 patterns.update(dict.fromkeys(keys[2]))
         self.patterns = list(patterns)
-        self.required = frozenset(keys[1] for _, keys, literal in self.some if keys[0] == "name")
+        self._bits = {name: 1 << i for i, name in enumerate(names)}
+        self.required = 0
+        for _, keys, _ in self.some:
+            if keys[0] == "name":
+                self.required |= self._bits[keys[1]]
         self.name_literals = [atom[1] for atom in alternative if atom[0] == "names"]
         self.bad_names = [atom[1] for atom in alternative if atom[0] == "bad_name"]
         self._key_text = self._text_of_names(self.name_literals)
@@ -78,7 +81,10 @@ class ObjectStates:
         cap = max(self.low, 0 if self.high is None else self.high)
         self.count_cap = cap
         self._states: dict[tuple[str, _Memory], int] = {}
-        self._key_configs: dict[_Memory, int] = {}
+        self._key_configs: dict[object, tuple[int, int]] = {}
+        self._labels_of: dict[int, frozenset[int]] = {}
+        self._name_states: dict[str, int] = {}
+        self._class_of: dict[frozenset[int], tuple[list[Literal], bool, int]] = {}
 
     def entry(self) -> int:
         """State that reads the object and returns."""
@@ -100,48 +106,61 @@ class ObjectStates:
         """kind: "first" after the brace, "after" after a member, "key" where a key's text begins."""
         context, machine = self.context, self.machine
         if kind == "key":
-            machine.define(state, free=[self._string(memory, self._key_config(memory))])
+            machine.define_string(state, self._spec(memory), self._key_config(memory))
             return
+        edges = []
+        if not self.required & ~memory.seen and not memory.owed and memory.members >= self.low:
+            edges.append((125, 125, context.ret))
         free = []
-        missing = self.required - memory.seen
-        if not missing and not memory.owed and memory.count >= self.low:
-            free.append(machine.literal(b"}", context.ret))
-        if (self.high is None or memory.count < self.high) and self._key_config(memory):
-            key = machine.literal(b'"', self._state("key", memory))
-            free.append(key if kind == "first" else context.comma(key))
-        machine.define(state, free=free)
+        if (self.high is None or memory.members < self.high) and self._key_config(memory):
+            if context.separators.flexible:
+                key = machine.literal(b'"', self._state("key", memory))
+                free.append(key if kind == "first" else context.comma(key))
+            else:
+                before = b'"' if kind == "first" else context.separators.comma + b'"'
+                rest = machine.literal_stub(before[1:], lambda s: self._expand(s, "key", memory))
+                edges.append((before[0], before[0], rest))
+        machine.define(state, edges, free)
 
-    def _string(self, memory: _Memory, text: int) -> int:
-        machine = self.machine
-        spec = machine.string_spec(
+    def _spec(self, memory: _Memory) -> int:
+        return self.machine.string_spec(
             close=-1,
             record=self.has_extra and self._extra_fits(memory),
             key_done=lambda state, config: self._key_done(state, config, memory, None),
+            wanted=lambda: self._wanted(memory),
         )
-        return machine.string_body(spec, text)
+
+    def _wanted(self, memory: _Memory) -> list[str]:
+        """Names of which one comes next where the object is to be completed soon: the first that is missing."""
+        return next(([name] for name, bit in self._bits.items() if bit & self.required & ~memory.seen), [])
 
     # Keys ------------------------------------------------------------------------------------------------------------
 
     def _must_be_required(self, memory: _Memory) -> bool:
         """Whether only required names still fit under maxProperties."""
-        return self.high is not None and memory.count + 1 + len(self.required - memory.seen) > self.high
+        return self.high is not None and memory.members + 1 + (self.required & ~memory.seen).bit_count() > self.high
 
     def _extra_fits(self, memory: _Memory) -> bool:
         return not self._must_be_required(memory)
 
     def _key_config(self, memory: _Memory) -> int:
         """Text config of the keys that may come; 0 where there are none."""
-        known = self._key_configs.get(memory)
-        if known is not None:
-            return known
-        machine = self.machine
         only_required = self._must_be_required(memory)
         extra = self.has_extra and not only_required
+        key = memory.extra if extra else (memory.seen, only_required)
+        known = self._key_configs.get(key)
+        if known is None:
+            known = self._key_configs[key] = self._make_key_config(memory, extra, only_required)
+        config, num_keys = known
+        return 0 if not extra and memory.members + num_keys < self.low else config
+
+    def _make_key_config(self, memory: _Memory, extra: bool, only_required: bool) -> tuple[int, int]:
+        """Text config, and of how many chains, patterns and rests it is made."""
+        machine = self.machine
         free = []
+        allowed = (self.required if only_required else -1) & ~memory.seen
         for name, chain in self._chains.items():
-            if extra or (
-                name in self.values and name not in memory.seen and (not only_required or name in self.required)
-            ):
+            if extra or (name in self.values and self._bits[name] & allowed):
                 free.append(chain)
         if extra:
             free += [self._seen_chain(key) for key in sorted(memory.extra)]
@@ -151,27 +170,27 @@ class ObjectStates:
             ]
             if self.other_allowed:
                 free.append(self.context.texts.any_state)
-        too_few = not extra and memory.count + len(free) < self.low
-        config = 0 if too_few else machine.start(machine.node(free=free))
+        config = machine.start(machine.node(free=free))
         if self._key_text is not None and config:
             config = self._restricted(config)
-        self._key_configs[memory] = config
-        return config
+        return config, len(free)
 
     def _restricted(self, config: int) -> int:
         assert self._key_text is not None
         return self.context.texts.combine([(config, True), (self._key_text, True)])
 
-    def _labels(self, config: int) -> set[int]:
+    def _labels(self, config: int) -> frozenset[int]:
         """Labels of a key's text config, where it ends."""
-        labels: set[int] = set()
-        for part, holds in self.context.texts.factors(config):
-            if holds:
-                labels |= self.machine.labels(part)
+        labels = self._labels_of.get(config)
+        if labels is None:
+            labels = frozenset().union(
+                *(self.machine.labels(part) for part, holds in self.context.texts.factors(config) if holds)
+            )
+            self._labels_of[config] = labels
         return labels
 
-    def _options(self, config: int, memory: _Memory, key: str | None) -> list[tuple[list[Literal], _Memory]]:
-        """What the value behind a finished key may be, and the memory after it.
+    def _options(self, config: int, memory: _Memory, key: str | None) -> list[tuple[int, _Memory]]:
+        """States that read the value behind a finished key, each with the memory after it.
 
         key: the text of an undeclared key, None where it is not known yet.
         """
@@ -179,29 +198,46 @@ class ObjectStates:
         declared = [label for label in labels if label > len(self.patterns)]
         if declared:
             name = self._names_by_label.get(declared[0])
-            if name is None or name in memory.seen or name not in self.values:
+            if name is None or name not in self.values or self._bits[name] & memory.seen:
                 return []
-            if self._must_be_required(memory) and name not in self.required:
+            if not self.required & self._bits[name] and self._must_be_required(memory):
                 return []
             literals = self.values[name]
-            after = replace(memory, seen=memory.seen | {name})
+            after = memory._replace(
+                seen=memory.seen | self._bits[name], members=min(memory.members + 1, self.count_cap)
+            )
+            if not memory.owed:
+                if name not in self._name_states:
+                    self._name_states[name] = self.context.value(literals)
+                return [(self._name_states[name], after)]
             matches = self._owed_by_name(memory, name)
         else:
             if not self.has_extra or not labels or self._must_be_required(memory):
                 return []
             claimed = frozenset(label - 1 for label in labels if label != _OTHER)
-            literals = self._class_literals(claimed)
-            if self.context.is_empty(literals):
+            if claimed not in self._class_of:
+                literals = self._class_literals(claimed)
+                empty = self.context.is_empty(literals)
+                self._class_of[claimed] = (literals, empty, 0 if empty else self.context.value(literals))
+            literals, empty, state = self._class_of[claimed]
+            if empty:
                 return []
-            after = memory if key is None else replace(memory, extra=memory.extra | {key})
+            extra = memory.extra if key is None else memory.extra | {key}
+            after = memory._replace(extra=extra, members=min(memory.members + 1, self.count_cap))
+            if not memory.owed:
+                return [(state, after)]
             matches = self._owed_by_class(memory, claimed, key)
-        after = replace(after, count=min(memory.count + 1, self.count_cap))
         options: list[tuple[list[Literal], frozenset[int]]] = [(literals, after.owed)]
         for index in matches[:_TOLD_APART]:
             literal = self.some[index][2] if index < len(self.some) else TRUE
             served = [([*chosen, literal], owed - {index}) for chosen, owed in options]
-            options = served if literal == TRUE else [*options, *served]
-        return [(chosen, replace(after, owed=owed)) for chosen, owed in options if not self.context.is_empty(chosen)]
+            sure = literal == TRUE and (index < len(self.some) or key is not None or bool(declared))
+            options = served if sure else [*options, *served]
+        return [
+            (self.context.value(chosen), after._replace(owed=owed))
+            for chosen, owed in options
+            if not self.context.is_empty(chosen)
+        ]
 
     def _owed_by_name(self, memory: _Memory, name: str) -> list[int]:
         result = []
@@ -217,8 +253,8 @@ class ObjectStates:
         result = []
         for index in sorted(memory.owed):
             if index >= len(self.some):
-                if key is not None and self._matches_bad_name(index, key):
-                    result.append(index)
+                if key is None or self._matches_bad_name(index, key):
+                    result.append(index)  # while the key is not known, it may be
                 continue
             keys = self.some[index][1]
             if keys[0] == "pattern":
@@ -232,16 +268,12 @@ class ObjectStates:
     def _key_done(self, state: int, config: int, memory: _Memory, key: str | None) -> None:
         """Define the state behind a key's closing quote."""
         options = self._options(config, memory, key)
-        declared = any(label > len(self.patterns) for label in self._labels(config))
-        then = [
-            self.machine.call(self.context.value(literals), self.context.space(self._state("after", after)))
-            for literals, after in options
-        ]
-        if not then:
+        if not options:
             self.machine.define(state)
             return
-        entry = then[0] if len(then) == 1 else self.machine.node(free=then)
-        self.context.define_colon(state, entry)
+        declared = any(label > len(self.patterns) for label in self._labels(config))
+        then = [(value, self.context.space(self._state("after", after))) for value, after in options]
+        self.context.define_colon(state, then)
         if not declared and key is None:
             self.machine.tables.pending[state] = 1
             self.machine.pending_keys[state] = lambda text: self._resolved(config, memory, last_string(text))

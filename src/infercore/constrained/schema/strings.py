@@ -1,5 +1,7 @@
 """JSON strings: the text they stand for, their length, every spelling of it."""
 
+import re
+
 from infercore.constrained.machine import Machine
 from infercore.constrained.regex import full_match
 from infercore.constrained.schema.atoms import Alternative
@@ -20,14 +22,19 @@ class StringStates:
 
     def state(self, alternative: Alternative) -> int:
         """State that reads a JSON string which the atoms allow, and returns."""
-        low, high = lengths(alternative)
         values = self.values(alternative)
         if values is not None:
             return self._quoted(self.texts.one_of(values), 0, None) if values else self.machine.node()
+        alternative = _counted(alternative)
+        low, high = lengths(alternative)
         parts = self._parts(alternative)
         if not parts:
             return self._quoted(self.texts.any, low, high)
+        if high is not None and low > high:
+            return self.machine.node()
         text = self.texts.combine(parts)
+        if len(parts) == 1 and any(atom[0] == "pattern" and _LOOP.fullmatch(atom[1]) for atom in alternative):
+            return self._quoted(text, low, high)  # can grow to any length
         if text and low > self.machine.distance(text):
             text = self.texts.combine([*parts, (self.texts.lengths(low, None), True)])
         if text == 0 or (high is not None and self.machine.distance(text) > high):
@@ -110,6 +117,30 @@ class StringStates:
             body = self.machine.string_body(self._specs[(low, high)], text)
             self._bodies[key] = self.machine.literal(b'"', body)
         return self._bodies[key]
+
+
+def _counted(alternative: Alternative) -> Alternative:
+    """`alternative` with each pattern like ^[a-z]{1,63}$ as ^[a-z]*$ and bounds of the length.
+
+    The length is counted beside the text, so masks do not differ from one count to the next.
+    """
+    result = set(alternative)
+    for atom in alternative:
+        if atom[0] == "pattern" and atom[2] and (found := _COUNTED.fullmatch(atom[1])):
+            characters, sign, low, comma, high = found.groups()
+            result.remove(atom)
+            result.add(("pattern", f"^{characters}*$", True))
+            least = {"+": 1, "*": 0}.get(sign, int(low or 0))
+            most = None if sign in ("+", "*") or (comma and not high) else int(high or low)
+            result.add(("min_length", least))
+            if most is not None:
+                result.add(("max_length", most))
+    return frozenset(result)
+
+
+_LOOP = re.compile(r"\^(\[\^?(?:[^\]\\\[]|\\.)+\]|\\[dws])\*\$", re.DOTALL)
+_COUNTED = re.compile(r"\^(\[\^?(?:[^\]\\\[]|\\.)+\]|\\[dws])(?:([+*])|\{(\d+)(?:(,)(\d*))?\})\$", re.DOTALL)
+"""One character class between anchors, repeated."""
 
 
 def lengths(alternative: Alternative) -> tuple[int, int | None]:
