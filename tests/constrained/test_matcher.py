@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.constrained.schemas import schemas
-from tests.constrained.vocab import EOS, VOCABULARY, allowed, small_vocabulary
+from tests.constrained.vocab import EOS, VOCABULARY, accepts, allowed, small_vocabulary
 
 from infercore.constrained import GrammarMatcher, Vocabulary, choices, json_schema, regex
+from infercore.errors import EmptyGrammar, UnsupportedSchema
 
 
 @settings(max_examples=25)
 @given(schemas, st.data())
 def test_rollback_undoes_accepts_and_forks_are_independent(schema, data):
-    from infercore.errors import EmptyGrammar
-
     try:
         matcher = GrammarMatcher(json_schema(schema).bind(VOCABULARY))
     except EmptyGrammar:
@@ -96,25 +95,51 @@ def test_without_an_encoder_only_the_one_allowed_token_is_forced():
     assert grammar.forced_tokens(state).size == 0
 
 
+GREEDY_VOCABULARY = small_vocabulary(encode=greedy_encode)
+
+
 @settings(max_examples=20)
 @given(schemas, st.data())
 def test_forced_tokens_are_allowed_and_lead_somewhere(schema, data):
-    from infercore.errors import EmptyGrammar, UnsupportedSchema
-
     try:
-        grammar = json_schema(schema).bind(small_vocabulary(encode=greedy_encode))
-        grammar.forced_tokens(grammar.start)  # a refusal that needs the first states comes here
-    except (EmptyGrammar, UnsupportedSchema):
+        spec = json_schema(schema)  # what cannot be enforced is refused here, not later
+    except UnsupportedSchema:
+        return
+    try:
+        grammar = spec.bind(GREEDY_VOCABULARY)
+    except EmptyGrammar:
         return
     state = grammar.start
-    for _ in range(8):
+    for _ in range(4):
         for token in grammar.forced_tokens(state).tolist():
-            assert token in allowed(grammar, state)
+            assert grammar.mask(state)[token >> 5] >> (token & 31) & 1
             state = grammar.advance(state, token)
+            assert state >= 0
         ids = sorted(allowed(grammar, state) - {EOS})
         if not ids:
             return
         state = grammar.advance(state, ids[data.draw(st.integers(0, len(ids) - 1))])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"not": {"type": "array", "uniqueItems": True}},
+        {"properties": {"a": {"oneOf": [{"uniqueItems": True}, {"minItems": 2}]}}},
+        {"items": {"if": {"uniqueItems": True}, "then": {"maxItems": 3}}},
+    ],
+)
+def test_a_negated_unique_items_is_refused_at_once(schema):
+    with pytest.raises(UnsupportedSchema, match="repeat"):
+        json_schema(schema)
+    json_schema(schema, ignore=["uniqueItems"])
+
+
+def test_unique_items_that_nothing_negates_is_taken():
+    options = [{"type": "array", "uniqueItems": True}, {"type": "string"}]
+    grammar = json_schema({"oneOf": options, "not": {"const": "x"}}).bind(VOCABULARY)
+    assert accepts(grammar, "[1, 2]")
+    assert not accepts(grammar, "[1, 1]")
 
 
 def test_fills_many_rows_at_once():

@@ -13,11 +13,14 @@ and its states are plain ints, so a search, a batch or a draft tree may hold as 
 
 Reading order: `api.py` (what may be said), `grammar.py` (the contract), `matcher.py`, `vocabulary.py`, `machine.py` and
 `_compiled.py` (the lazy pushdown), `regex_syntax.py`, `regex.py`, `utf8.py`, `schema/` (JSON Schema to states),
-`lower.py`, `limits.py`, `bitmask.py`.
+`lower.py`, `limits.py`, `bitmask.py`; `envelope.py` (tool calls), `budget.py` and `completion.py` (outputs that are
+whole when their tokens run out), `dot.py`; `adapters.py` and `outlines.py` (engines of others).
 """
 
 from infercore.constrained.api import choices, json_schema, regex
 from infercore.constrained.bitmask import allocate_bitmask
+from infercore.constrained.dot import to_dot
+from infercore.constrained.envelope import tool_calls
 from infercore.constrained.grammar import Grammar, GrammarSpec
 from infercore.constrained.limits import Limits
 from infercore.constrained.matcher import GrammarMatcher, Matcher
@@ -34,4 +37,6 @@ __all__ = [
     "choices",
     "json_schema",
     "regex",
+    "to_dot",
+    "tool_calls",
 ]

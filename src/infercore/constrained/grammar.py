@@ -1,5 +1,6 @@
 """`GrammarSpec`, what may be said, and `Grammar`, the same bound to a vocabulary."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,9 @@ FINAL = 0
 _RECORDED = 1 << 40  # states above: a config, and the bytes of the undeclared key that is being written
 
 
+_KINDS = ("regex", "choices", "json_schema", "tool_calls")
+
+
 @dataclass(frozen=True)
 class GrammarSpec:
     """What `regex`, `json_schema`, `choices` and `tool_calls` return: a grammar without a vocabulary. Hashable.
@@ -35,14 +39,34 @@ class GrammarSpec:
     kind: str
     source: str
 
-    def bind(self, vocabulary: Vocabulary, *, limits: Limits | None = None) -> "Grammar":
+    def to_json(self) -> str:
+        """The spec as text, to be kept or sent elsewhere; `from_json` reads it."""
+        return json.dumps({"kind": self.kind, "source": self.source})
+
+    @classmethod
+    def from_json(cls, text: str) -> "GrammarSpec":
+        """The spec that `to_json` wrote. Raises: ValueError where `text` is none."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or set(fields) != {"kind", "source"} or fields["kind"] not in _KINDS:
+            raise ValueError(f"{text[:80]!r} is no grammar; expected what GrammarSpec.to_json() wrote")
+        return cls(fields["kind"], fields["source"])
+
+    def bind(self, vocabulary: Vocabulary, *, limits: Limits | None = None, cached: bool = False) -> "Grammar":
         """The grammar over a vocabulary's tokens. Only the first state is computed ahead.
 
+        Args:
+            cached: give the same `Grammar` again for an equal spec, as long as the vocabulary lives.
         Raises: EmptyGrammar where no text satisfies it; UnsupportedSchema where it cannot be enforced;
             GrammarLimitError where it passes a limit.
         """
         from infercore.constrained.lower import lower
 
+        if cached:
+            key = (self, limits)
+            if key not in vocabulary.grammars:
+                vocabulary.grammars[key] = self.bind(vocabulary, limits=limits)
+            grammar: Grammar = vocabulary.grammars[key]
+            return grammar
         machine = Machine(limits or Limits())
         return Grammar(vocabulary, machine, lower(self, machine), self)
 

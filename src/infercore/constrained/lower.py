@@ -20,4 +20,8 @@ def lower(spec: GrammarSpec, machine: Machine) -> int:
         return lower_schema(
             arguments["schema"], machine, whitespace=arguments["whitespace"], ignore=frozenset(arguments["ignore"])
         )
+    if spec.kind == "tool_calls":
+        from infercore.constrained.envelope import lower_tool_calls  # it makes specs, too
+
+        return lower_tool_calls(json.loads(spec.source), machine)
     raise AssertionError(f"no grammar of kind {spec.kind}")

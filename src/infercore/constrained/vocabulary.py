@@ -46,6 +46,7 @@ class Vocabulary:
         ends = set(self.eos_token_ids)
         self.token_bytes = tuple(None if i in ends or not t else bytes(t) for i, t in enumerate(token_bytes))
         self.encode = encode
+        self.grammars: dict[Any, Any] = {}  # those bound with cached=True, by spec and limits
         flat = [t or b"" for t in self.token_bytes]
         self._data = np.frombuffer(b"".join(flat), np.uint8)
         self._ends = np.cumsum([len(t) for t in flat], dtype=np.int64)
