@@ -112,6 +112,12 @@ def test_numbers_between_bounds_by_exact_arithmetic(constraints, values):
         assert verdict == fits(constraints, Fraction(text)), (constraints, text)
 
 
+def test_an_integer_cannot_go_on_with_zeros_for_ever():
+    grammar = bound({"type": "integer"})
+    assert accepts(grammar, "1.0")
+    assert not accepts(grammar, "1.0000")
+
+
 def test_recursion():
     grammar = bound({"$defs": {"t": {"type": "array", "items": {"$ref": "#/$defs/t"}}}, "$ref": "#/$defs/t"})
     assert accepts(grammar, "[" * 300 + "]" * 300)

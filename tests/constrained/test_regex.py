@@ -55,6 +55,9 @@ def test_full_match_is_that_of_re(pattern, candidates):
         ("(?x) a b  # comment\n c", ["abc"], ["a b c"]),
         (r"(a|b)(?#note)c\Z", ["ac"], ["ab"]),
         (r"[]a]+", ["]a"], ["b"]),
+        (r"(a{0,2}){0,3}b", ["b", "aaaaaab"], ["aaaaaaab"]),
+        (r"(a+){2,3}b", ["aab", "aaaaab"], ["ab", "b"]),
+        (r"(a+){0}(a*){0}b", ["b"], ["ab"]),
         (r"\x41\u00e9\U0001F600\101", ["Aé😀A"], ["A"]),
     ],
 )

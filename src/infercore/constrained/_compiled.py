@@ -23,11 +23,11 @@ STRING = 5  # inside a JSON string: a = spec, b = config of the decoded text, c 
 # Entries of `header` (int64).
 NUM_STATES, NUM_CONFIGS, NUM_STACKS, NUM_PAIRS, NUM_NATIVE = 0, 1, 2, 3, 4
 NEED_WHAT, NEED_ARG, NEED_CONFIG, POSITION, STAMP = 5, 6, 7, 8, 9
-MAX_DEPTH, ANY_CONFIG, REACH, NUM_CELLS, NUM_WANTED, DOUBTS, FARTHEST = 10, 11, 12, 13, 14, 15, 16
-HEADER_SIZE = 17
+MAX_DEPTH, ANY_CONFIG, REACH, NUM_CELLS, NUM_WANTED, DOUBTS, FARTHEST, WALK = 10, 11, 12, 13, 14, 15, 16, 17
+HEADER_SIZE = 18
 
 # ANY_CONFIG: the config that reads any text. REACH: code points that one token may add. FARTHEST: the longest distance
-# that a bounded string has met.
+# that a bounded string has met. WALK: what `used` gets for each text config whose row is looked at.
 
 # What NEED asks for, in header[NEED_WHAT].
 EXPAND, PYTHON_ROW, GROW_STATES, GROW_CONFIGS, GROW_STACKS, GROW_PAIRS, GROW_WORK, TOO_DEEP = 1, 2, 3, 4, 5, 6, 7, 8
@@ -427,6 +427,7 @@ def _text_step(m, config, code_point):
             byte = 0x80 | ((code_point >> (6 * (size - 1 - i))) & 0x3F)
         if not m.status[config] & KNOWN:
             return _need(m, PYTHON_ROW, config)
+        m.used[config] = m.header[WALK]
         config = target_of(m, config, byte)
         if config == 0:
             return config
@@ -537,6 +538,7 @@ def _string_step(m, state, byte):
     value = np.int64(mode & (STAGE - 1))
     if not m.status[text] & KNOWN:
         return _need(m, PYTHON_ROW, text)
+    m.used[text] = m.header[WALK]
     full = m.specs[spec, MAX_LEN] >= 0 and node[state, 3] >= m.specs[spec, MAX_LEN]
     if stage == PLAIN:
         if byte == 0x22:
@@ -802,6 +804,7 @@ def _in_string(m, at, byte, after):
     text = np.int64(at[1])
     if not m.status[text] & KNOWN and ensure_row(m, text) < 0:
         return NEED
+    m.used[text] = m.header[WALK]
     spec = at[4]
     if at[3] == PLAIN:
         if byte == 0x22:
@@ -927,6 +930,7 @@ def walk_trie(m, trie, config, begin, path, bitmask, doubts):
             if at[3] == PLAIN and byte >= 0x20 and byte != 0x22 and byte != 0x5C and m.status[at[1]] & KNOWN:
                 # the usual case, without a call: one costs as much as 20 steps, for all the arrays it hands over
                 lives = 0
+                m.used[at[1]] = m.header[WALK]
                 cell = np.int64(byte) - m.row_span[at[1], 0]
                 if 0 <= cell < m.row_span[at[1], 1]:
                     target = np.int64(m.cells[m.row_span[at[1], 2] + cell])
@@ -1027,6 +1031,59 @@ def walk_trie(m, trie, config, begin, path, bitmask, doubts):
                 m.header[DOUBTS] = 1
         i += 1
     return 0
+
+
+@no_type_check
+@compiled_in_place
+def same_shape(m, first, second, used, queue):
+    """1 if a walk from text config `second` finds the live tokens that one from `first` found; 0 if not known; NEED.
+
+    used: the text configs whose rows that walk looked at. Step by step each gets a twin; their rows must refuse the
+    same bytes and lead to twins. header[FARTHEST] is then the longest distance of the second walk's texts.
+    """
+    m.header[WALK] += 1
+    walk = m.header[WALK]
+    for i in range(used.shape[0]):
+        m.used[used[i]] = walk
+    m.twin[first] = second
+    m.twin_walk[first] = walk
+    queue[0] = first
+    count = 1
+    farthest = 0
+    i = 0
+    while i < count:
+        here = np.int64(queue[i])
+        there = np.int64(m.twin[here])
+        i += 1
+        if not m.status[there] & KNOWN and ensure_row(m, there) < 0:
+            return NEED
+        if m.distance[there] < 0:
+            for byte in range(128):
+                if m.status[target_of(m, there, byte)] & ACCEPTS:
+                    m.distance[there] = 1
+                    break
+        if m.distance[there] < 0:
+            return 0
+        farthest = max(farthest, m.distance[there])
+        if m.used[here] != walk:
+            continue
+        for byte in range(256):
+            one = target_of(m, here, byte)
+            other = target_of(m, there, byte)
+            if (one == 0) != (other == 0):
+                return 0
+            if one != 0:
+                if m.twin_walk[one] != walk:
+                    if count == queue.shape[0]:
+                        return 0
+                    m.twin[one] = other
+                    m.twin_walk[one] = walk
+                    queue[count] = one
+                    count += 1
+                elif m.twin[one] != other:
+                    return 0
+    m.header[FARTHEST] = farthest
+    return 1
 
 
 @no_type_check

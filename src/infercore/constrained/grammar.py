@@ -93,6 +93,7 @@ class Grammar:
         self._masks: dict[int, npt.NDArray[np.uint32]] = {}
         self._doubts: dict[int, list[int]] = {}
         self._text_masks: dict[tuple[int, bool], tuple[npt.NDArray[np.uint32], int]] = {}
+        self._walked: list[tuple[int, npt.NDArray[np.uint32], npt.NDArray[np.int64]]] = []  # the last walks for bodies
         self._no_spec = self._far_spec = -1
         self._max_masks = max(machine.limits.max_mask_bytes // (4 * vocabulary.num_words), 4)
         self._next: dict[tuple[int, int], int] = {}
@@ -327,17 +328,25 @@ class Grammar:
 
         Also how many code points the text needs at most behind one of them, where `bounded`.
         """
-        machine = self.machine
+        machine, header = self.machine, self.machine.tables.header
         if self._no_spec < 0:
             nowhere = machine.node()
             self._no_spec = machine.string_spec(close=nowhere)
             self._far_spec = machine.string_spec(close=nowhere, max_length=1 << 30)
+        for other, mask, used in self._walked:
+            if machine.same_shape(other, text, used):
+                return mask, int(header[c.FARTHEST])
         mask = np.zeros(self.vocabulary.num_words, np.uint32)
         spec = self._far_spec if bounded else self._no_spec
         config = machine.intern([(machine.string_body(spec, text), 0)])
-        machine.tables.header[c.FARTHEST] = 0
+        header[c.FARTHEST] = 0
+        header[c.WALK] += 1
+        walk = int(header[c.WALK])
         machine.walk(self.vocabulary.body_trie, config, self._path, mask, self._doubt_words)
-        return mask, int(machine.tables.header[c.FARTHEST])
+        used = np.flatnonzero(machine.tables.used == walk)
+        if used.size <= 256:
+            self._walked = [(text, mask, used), *self._walked[:3]]
+        return mask, int(header[c.FARTHEST])
 
     def _compute_forced(self, state: int) -> npt.NDArray[np.int32]:
         if self.is_finished(state):

@@ -40,6 +40,9 @@ class Tables(NamedTuple):
     row_work: npt.NDArray[np.int32]  # [256] a row being computed
     status: npt.NDArray[np.uint8]  # [configs] bits
     loops: npt.NDArray[np.int64]  # [configs] classes of bytes that all lead a config to itself, once its row is known
+    used: npt.NDArray[np.int64]  # [configs] header[WALK] when the row of a text config was last looked at
+    twin: npt.NDArray[np.int32]  # [configs] of `same_shape`, valid where `twin_walk` says so
+    twin_walk: npt.NDArray[np.int64]
     distance: npt.NDArray[np.int32]  # [configs] code points that a text config needs at least to accept, -1: unknown
     pairs_at: npt.NDArray[np.int64]  # [configs + 1] where a config's pairs begin
     pairs: npt.NDArray[np.int64]  # state << 32 | stack, sorted within a config
@@ -87,6 +90,9 @@ class Machine:
             row_work=np.zeros(256, np.int32),
             status=np.zeros(256, np.uint8),
             loops=np.zeros(256, np.int64),
+            used=np.zeros(256, np.int64),
+            twin=np.zeros(256, np.int32),
+            twin_walk=np.zeros(256, np.int64),
             distance=np.full(256, -1, np.int32),
             pairs_at=np.zeros(257, np.int64),
             pairs=np.zeros(2048, np.int64),
@@ -351,6 +357,11 @@ class Machine:
             deadline = self.serve(deadline)
         return ends
 
+    def same_shape(self, first: int, second: int, used: npt.NDArray[np.int64]) -> bool:
+        """Whether tokens go on from text config `second` as from `first`; see `_compiled.same_shape`."""
+        queue = np.zeros(512, np.int32)
+        return bool(self._run(lambda: int(c.same_shape(self.tables, first, second, used, queue))))
+
     def distance(self, config: int) -> int:
         """Code points that text config `config` needs at least until it accepts; 2**30 where it never does."""
         known = self.tables.distance
@@ -518,6 +529,9 @@ class Machine:
             row_span=_longer(tables.row_span, size),
             status=_longer(tables.status, size),
             loops=_longer(tables.loops, size),
+            used=_longer(tables.used, size),
+            twin=_longer(tables.twin, size),
+            twin_walk=_longer(tables.twin_walk, size),
             distance=_longer(tables.distance, size),
             pairs_at=_longer(tables.pairs_at, size + 1),
             config_hash=np.full(2 * size, -1, np.int32),

@@ -142,7 +142,7 @@ class _Parser:
         self.take("?")  # lazy or greedy, the language is the same
         if _REPEAT.match(self.pattern, self.at) and self.pattern[self.at] != "{":
             raise self.error("multiple repeat")
-        return Repeat(node, *bounds)
+        return _repeated(node, *bounds)
 
     def atom(self) -> Node | None:
         begin = self.at
@@ -342,6 +342,20 @@ class _Parser:
     def fold_ranges(self, ranges: Ranges) -> Ranges:
         ranges = _without(merge(list(ranges)), ((0xD800, 0xDFFF),))
         return _other_cases(ranges, self.ascii) if self.ignore_case else ranges
+
+
+def _repeated(node: Node, low: int, high: int | None) -> Node:
+    """`node` from `low` to `high` times; a repeat of a repeat is one repeat where that is the same.
+
+    Else (.{0,300}){0,300} would have a state for each pair of counts.
+    """
+    if high == 0:
+        return Repeat(node, 0, 0)
+    if isinstance(node, Repeat) and node.low == 0:
+        return Repeat(node.part, 0, None if node.high is None or high is None else node.high * high)
+    if isinstance(node, Repeat) and node.low == 1 and node.high is None:
+        return Repeat(node.part, low, None)
+    return Repeat(node, low, high)
 
 
 _REPEAT = re.compile(r"(?P<sign>[*+?])|\{(?:(?P<exact>\d+)|(?P<low>\d*),(?P<high>\d*))\}")
