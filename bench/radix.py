@@ -251,6 +251,8 @@ def chain(kinds: list[Any]) -> list[Row]:
         Row("2048-node chain: match", "µs", target=1 / 8),
         Row("2048-node chain: one more turn", "µs", target=0.01),
     )
+    found_list, turn_list = Row("the same from a Python list", "µs"), Row("the same from a Python list", "µs")
+    listed = ids.tolist()
     for kind in kinds:
         cache = kind(PAGE, 3000 * PAGE)
         key = cache.native(ids)
@@ -261,11 +263,18 @@ def chain(kinds: list[Any]) -> list[Row]:
         cache.match(key)
         for _ in range(8):
             found.add(kind.name, timed(lambda cache=cache, key=key: cache.match(key)))
+            found_list.add(kind.name, timed(lambda cache=cache: cache.match(cache.from_list(listed))))
         longer = ids
         for _ in range(5):
             longer = np.concatenate([longer, rng.integers(0, 100_000, PAGE).astype(np.int32)])
             key, slots = cache.native(longer), slots_like(len(longer))
             turn.add(kind.name, timed(lambda cache=cache, key=key, slots=slots: _serve(cache, key, slots)))
+        for _ in range(5):
+            longer = np.concatenate([longer, rng.integers(0, 100_000, PAGE).astype(np.int32)])
+            new, slots = longer.tolist(), slots_like(len(longer))
+            turn_list.add(
+                kind.name, timed(lambda cache=cache, new=new, slots=slots: _serve(cache, cache.from_list(new), slots))
+            )
         if isinstance(cache, Ours):
             sequence = cache.cache.open(longer)
             new = rng.integers(0, 100_000, PAGE).astype(np.int32)
@@ -274,7 +283,7 @@ def chain(kinds: list[Any]) -> list[Row]:
                     "infercore, from its handle", timed(lambda sequence=sequence, new=new: _one_turn(sequence, new))
                 )
             sequence.close()
-    return [found, turn]
+    return [found, found_list, turn, turn_list]
 
 
 def storm(kinds: list[Any]) -> list[Row]:
@@ -282,19 +291,29 @@ def storm(kinds: list[Any]) -> list[Row]:
     rng = np.random.default_rng(SEED)
     ids = rng.integers(0, 100_000, 16_384).astype(np.int32)
     row = Row("16k match after 1000 diverging lookups, slowdown", "x", absolute=1.2)
+    from_list = Row("the same from a Python list, slowdown", "x")
+    listed = ids.tolist()
     for kind in kinds:
         cache = kind(PAGE, 20_000)
         key = cache.native(ids)
         _serve(cache, key)
         repeats = 5 if kind.name == "vLLM BlockPool" else 40
-        before = np.median([timed(lambda cache=cache, key=key: cache.match(key)) for _ in range(repeats)])
+
+        def median(call: Callable[[], Any], repeats: int = repeats) -> float:
+            return float(np.median([timed(call) for _ in range(repeats)]))
+
+        ways: list[tuple[Row, Callable[[], Any]]] = [
+            (row, lambda cache=cache, key=key: cache.match(key)),
+            (from_list, lambda cache=cache: cache.match(cache.from_list(listed))),
+        ]
+        before = [median(call) for _, call in ways]
         for at in rng.integers(0, 1024, 1000 if kind.name != "vLLM BlockPool" else 20).tolist():
             other = ids.copy()
             other[at * PAGE :] = 7
             cache.match(cache.native(other))
-        after = np.median([timed(lambda cache=cache, key=key: cache.match(key)) for _ in range(repeats)])
-        row.add(kind.name, float(after / before))
-    return [row]
+        for (to, call), was in zip(ways, before, strict=True):
+            to.add(kind.name, median(call) / was)
+    return [row, from_list]
 
 
 def byte_rows(kinds: list[Any]) -> list[Row]:
@@ -413,6 +432,12 @@ def trace_rows(kinds: list[Any]) -> list[Row]:
     replay_ours(requests[:50], 100_000, GhostHistory())
     speed = Row("Mooncake conversation trace, 4M tokens", "req/s", target=1.5, more_is_better=True)
     hits = Row("its hit rate", "%")
+    listed = Row("the same from Python lists", "req/s")
+    for kind in kinds:
+        if kind is Ours:
+            listed.add(kind.name, replay_ours(requests, 4_000_000, None, from_lists=True)[1])
+        else:
+            listed.add(kind.name, replay_peer(requests, 4_000_000, kind, slots_like, from_lists=True)[1])
     for _ in range(3):
         for kind in kinds:
             if kind is Ours:
@@ -425,7 +450,7 @@ def trace_rows(kinds: list[Any]) -> list[Row]:
             speed.add(kind.name, per_second)
             hits.add(kind.name, 100 * rate)
     hits.add("Belady", 100 * belady_hit_rate(requests, 4_000_000))
-    rows = [speed, hits]
+    rows = [speed, listed, hits]
     whole = whole_trace_path()
     if whole is not None:
         rows.append(_whole_trace(kinds, read_trace(whole)))

@@ -11,6 +11,7 @@ import heapq
 import json
 import os
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,18 +52,27 @@ def expand(hash_ids: Sequence[int], length: int) -> Tokens:
 
 
 def replay_ours(
-    requests: Sequence[tuple[list[int], int]], num_tokens: int, policy: Policy | None, *, as_sequences: bool = False
+    requests: Sequence[tuple[list[int], int]],
+    num_tokens: int,
+    policy: Policy | None,
+    *,
+    as_sequences: bool = False,
+    from_lists: bool = False,
 ) -> tuple[float, float]:
     """Hit rate, and requests per second: each is matched, given pages, inserted, and gives its pages back.
 
     as_sequences: through `open`, `append`, `commit` and `close`, which also keep the tokens and tell every slot.
+    from_lists: prompts come as Python lists, and turning them into arrays counts.
     """
     cache = PrefixCache(num_tokens // PAGE_SIZE + 1, PAGE_SIZE, policy=policy)
     hits = total = 0
     seconds = 0.0
     for hash_ids, length in requests:
         tokens = expand(hash_ids, length)
+        listed = tokens.tolist() if from_lists else []
         start = time.perf_counter()
+        if from_lists:
+            tokens = np.frombuffer(array("i", listed), np.int32)
         if as_sequences:
             sequence = cache.open(tokens)
             found = sequence.num_tokens
@@ -82,7 +92,12 @@ def replay_ours(
 
 
 def replay_peer(
-    requests: Sequence[tuple[list[int], int]], num_tokens: int, peer: type[Any], slots_like: Callable[[int], Any]
+    requests: Sequence[tuple[list[int], int]],
+    num_tokens: int,
+    peer: type[Any],
+    slots_like: Callable[[int], Any],
+    *,
+    from_lists: bool = False,
 ) -> tuple[float, float]:
     """The same for a peer with `match`, `insert` and `evict`; its slots cost nothing, and only it evicts by need."""
     cache = peer(PAGE_SIZE, num_tokens)
@@ -92,8 +107,9 @@ def replay_peer(
         tokens = expand(hash_ids, length)
         whole = length // PAGE_SIZE * PAGE_SIZE
         slots = slots_like(length)
+        listed = tokens.tolist() if from_lists else []
         start = time.perf_counter()
-        key = cache.native(tokens)
+        key = cache.from_list(listed) if from_lists else cache.native(tokens)
         if hasattr(cache, "serve"):
             found = cache.serve(key)
         else:
