@@ -166,6 +166,8 @@ def _sglang_kernel() -> Callable[..., None]:
 
         class Answers(types.ModuleType):
             def __getattr__(self, name: str) -> object:
+                if name.startswith("__"):
+                    raise AttributeError(name)
                 if name == "envs":
                     return Answers("envs")
                 if name.startswith("SGLANG_"):

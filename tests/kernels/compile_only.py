@@ -48,7 +48,7 @@ def attend(capability: int, *, pool="bf16", k_dim=128, v_dim=128, page_size=16, 
     constants = shape | {
         "KV_HEADS": 8, "V_PAD": max(16, triton.next_power_of_2(v_dim)),
         "K_DIM": k_dim, "K_PAD": max(16, triton.next_power_of_2(k_dim)), "PAGE_SIZE": page_size,
-        "STAGES": stages, "BLOCK_N": block_n, "ITEM_FIELDS": 16, "SPLIT_KEYS": split_keys,
+        "STAGES": stages, "BLOCK_N": block_n, "ITEM_FIELDS": 16, "SPLIT_KEYS": split_keys, "OWN_TAIL": 16,
         "HAS_WINDOW": "window" in features, "HAS_SOFTCAP": "softcap" in features,
         "HAS_BITS": "no bits" not in features, "MERGES": merges,
         "SMALL_POOL": "big pool" not in features,

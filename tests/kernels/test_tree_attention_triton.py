@@ -39,7 +39,7 @@ def test_half_precision_stays_within_twice_the_error_of_the_same_dtype(random_pr
     assert (run(case).double() - truth).abs().max() <= allowed
 
 
-@pytest.mark.parametrize(("target", "block_m"), [(0, 16), (1, 32), (3, 16), (7, 32), (20, 16)])
+@pytest.mark.parametrize(("target", "block_m"), [(0, 16), (1, 32), (3, 16), (7, 32), (20, 16), (64, 16)])
 def test_the_number_of_splits_does_not_matter(random_problem, brute_force, target, block_m):
     case = random_problem([(150, 1, 2), (3, 2, 0), (30, 1, 12)], num_padding=2, with_sinks=True, sliding_window=60)
     prepared = importlib.import_module("infercore.kernels.tree_attention.rows").prepare(**case.rows, page_size=16)
@@ -61,12 +61,14 @@ def test_trees_of_many_words_chains_and_stars(random_problem, brute_force):
         torch.testing.assert_close(run(case).double(), brute_force(case), atol=TOLERANCE[torch.float32], rtol=0)
 
 
-@pytest.mark.parametrize(("programs", "tiles", "target"), [
-    (16, 1, 16), (33, 1, 32), (49, 1, 49), (16, 5, 16), (16, 15, 15), (16, 16, 16), (16, 40, 40), (16, 64, 0),
+@pytest.mark.parametrize(("programs", "tiles", "target", "of_single_rows"), [
+    (8, 1, 8, 8), (16, 1, 16, 17), (33, 1, 32, 33), (49, 1, 49, 49), (16, 5, 16, 16), (16, 15, 15, 15),
+    (16, 16, 16, 16), (16, 40, 40, 40), (16, 64, 0, 0),
 ])  # fmt: skip
-def test_keys_are_cut_for_as_many_programs_as_the_device_holds_at_once(programs, tiles, target):
+def test_keys_are_cut_for_as_many_programs_as_the_device_holds_at_once(programs, tiles, target, of_single_rows):
     """Near a power of two splits per tile, below; a program per tile once there are tiles enough; then no splits."""
-    assert kernels._programs_to_share_among(programs, tiles) == target
+    assert kernels._programs_to_share_among(programs, tiles, is_decode=False) == target
+    assert kernels._programs_to_share_among(programs, tiles, is_decode=True) == of_single_rows
 
 
 @pytest.mark.parametrize("impl", ["triton", "cpu", "reference"])

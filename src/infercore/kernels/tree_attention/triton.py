@@ -21,6 +21,7 @@ from infercore.kernels.tree_attention.triton_merge import Partials, allocate, me
 from infercore.kernels.tree_attention.triton_plan import ITEM_FIELDS, PlanKey, most_splits, work_plan
 
 _LOG2_E = 1.4426950408889634
+_OWN_TAIL = 16  # splits of a tile from which the blocks of keys that need a mask have a split of their own
 
 
 def tree_attention(
@@ -54,7 +55,7 @@ def tree_attention(
     device_name, multiprocessors, shared_bytes, can_overlap = device_limits(query.device)
     if config is None:
         config = choose_config(
-            -(-num_rows // max(len(rows.context_lens), 1)) * group,
+            _usual_rows(rows) * group,
             load=len(rows.context_lens) * kv_heads / multiprocessors,
             k_pad=k_pad,
             v_pad=v_pad,
@@ -68,7 +69,8 @@ def tree_attention(
     if batch_invariant:
         target = 0
     elif target is None:
-        target = _programs_to_share_among(config.waves * multiprocessors // kv_heads, num_tiles)
+        programs = config.waves * multiprocessors // kv_heads
+        target = _programs_to_share_among(programs, num_tiles, is_decode=config.block_m <= 16)
     key = PlanKey(
         group,
         config.block_m,
@@ -116,6 +118,7 @@ def tree_attention(
             BLOCK_N=config.block_n,
             STAGES=config.stages,
             SPLIT_KEYS=key.split_keys,
+            OWN_TAIL=_OWN_TAIL,
             HAS_WINDOW=sliding_window is not None,
             HAS_SOFTCAP=softcap is not None,
             HAS_SINKS=sinks is not None,
@@ -135,18 +138,27 @@ def tree_attention(
     return out
 
 
-def _programs_to_share_among(programs: int, num_tiles: int) -> int:
+def _usual_rows(rows: PreparedRows) -> int:
+    """Rows that attend to the same keys: of a sequence, or of a group, on average."""
+    members = len(rows.context_lens) if rows.shared_lens is None else len(rows.shared_lens)
+    return -(-rows.num_rows // max(members, 1))
+
+
+def _programs_to_share_among(programs: int, num_tiles: int, *, is_decode: bool) -> int:
     """How many programs per KV head the keys of `num_tiles` tiles are cut for; 0: one for each tile.
 
     With a program for each tile, only sequences longer than the mean are still split, to share out ragged work; where
     many tiles wait for each multiprocessor, even that is not needed. Few splits more than a power of two would cost the
-    merge, which works with powers of two, more than they gain.
+    merge, which works with powers of two, more than they gain; for single rows, whose merge is small, the split for the
+    masked blocks comes on top.
     """
     if num_tiles >= 4 * programs:
         return 0
     splits = max(programs // num_tiles, 1)
     power = 1 << (splits.bit_length() - 1)
-    return num_tiles * power if splits * 8 <= power * 9 else max(programs, num_tiles)
+    if splits * 8 > power * 9:
+        return max(programs, num_tiles)
+    return num_tiles * (power + 1 if is_decode and power >= _OWN_TAIL else power)
 
 
 def _precision(query: Tensor) -> str:
@@ -247,22 +259,24 @@ def _visible(
 @triton.jit
 @typing.no_type_check
 def _masked_block(
-    q, high, total, acc, key, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr, bits_row_ptr, start, row,
+    q, high, total, acc, key, exists, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr, bits_row_ptr, start, row,
     row_inside, row_position, h, context_len, num_causal, num_own, scale_log2, softcap, sliding_window, k_dim, v_dim,
     KV_HEADS: tl.constexpr, K_DIM: tl.constexpr, V_DIM: tl.constexpr, K_PAD: tl.constexpr, V_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys of which some rows may see only some."""
+    """One block of keys of which some rows may see only some; `exists` tells which may be read.
+
+    Everything is loaded before anything is waited for: keys, values, and the bits that tell who sees what.
+    """
+    page = tl.load(table_ptr + key // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
+    slot_head = (page * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + h
+    k = _load_rows(k_pages_ptr, slot_head, k_dim, exists, K_DIM, K_PAD, True)
+    v = _load_rows(v_pages_ptr, slot_head, v_dim, exists, V_DIM, V_PAD, True)
     visible = _visible(
         key, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
         sliding_window, HAS_WINDOW, HAS_BITS,
     )  # fmt: skip
-    seen = tl.max(visible.to(tl.int32), 0) > 0  # what nobody sees may be NaN, and 0 x NaN is NaN
-    page = tl.load(table_ptr + key // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
-    slot_head = (page * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + h
-    k = _load_rows(k_pages_ptr, slot_head, k_dim, seen, K_DIM, K_PAD, True)
-    v = _load_rows(v_pages_ptr, slot_head, v_dim, seen, V_DIM, V_PAD, True)  # before the scores: both loads in flight
     scores = _scores(q, k, scale_log2, softcap, HAS_SOFTCAP, PRECISION)
     scores = tl.where(visible, scores, -float("inf"))
     return _accumulate(scores, scale_log2, v, high, total, acc, HAS_SOFTCAP, PRECISION, True)
@@ -302,6 +316,7 @@ def _attend_kernel(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
     SPLIT_KEYS: tl.constexpr,
+    OWN_TAIL: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
@@ -362,9 +377,16 @@ def _attend_kernel(
         full_to = tl.minimum(full_to, context_len)  # positions of own rows are not their indices
     first_block = tl.maximum(first_key // BLOCK_N, skipped_blocks)
     end_block = (last_key + BLOCK_N - 1) // BLOCK_N
+    full_stop = tl.minimum(tl.maximum(full_to // BLOCK_N, first_block), end_block)
     if SPLIT_KEYS > 0:
         low = tl.maximum(split * (SPLIT_KEYS // BLOCK_N), first_block)
         end = tl.minimum((split + 1) * (SPLIT_KEYS // BLOCK_N), end_block)
+    elif not HAS_WINDOW and splits >= OWN_TAIL:  # masked blocks, which cannot be loaded ahead, to the last split alone
+        low = first_block + split * (full_stop - first_block) // (splits - 1)
+        end = first_block + (split + 1) * (full_stop - first_block) // (splits - 1)
+        if split == splits - 1:
+            low = full_stop
+            end = end_block
     else:
         low = first_block + split * (end_block - first_block) // splits
         end = first_block + (split + 1) * (end_block - first_block) // splits
@@ -379,11 +401,13 @@ def _attend_kernel(
     block_key = tl.arange(0, BLOCK_N)
     if HAS_WINDOW:
         for block in tl.range(low, full_low, num_stages=1):  # where the windows of the rows begin
+            key = block * BLOCK_N + block_key
+            exists = (key >= first_key) & (key < last_key)  # keys before every window may be NaN, and 0 x NaN is NaN
             high, total, acc = _masked_block(
-                q, high, total, acc, block * BLOCK_N + block_key, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr,
-                bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal, num_own, scale_log2,
-                softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD, PAGE_SIZE, HAS_WINDOW,
-                HAS_SOFTCAP, HAS_BITS, PRECISION,
+                q, high, total, acc, key, exists, k_pages_ptr, v_pages_ptr, table_ptr,
+                position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal,
+                num_own, scale_log2, softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD,
+                PAGE_SIZE, HAS_WINDOW, HAS_SOFTCAP, HAS_BITS, PRECISION,
             )  # fmt: skip
     next_page = tl.load(
         table_ptr + (full_low * BLOCK_N + block_key) // PAGE_SIZE,
@@ -400,11 +424,12 @@ def _attend_kernel(
         v = _load_rows(v_pages_ptr, slot_head, v_dim, block_key, V_DIM, V_PAD, False)
         high, total, acc = _accumulate(scores, scale_log2, v, high, total, acc, HAS_SOFTCAP, PRECISION, False)
     for block in tl.range(full_end, end, num_stages=1):
+        key = block * BLOCK_N + block_key
         high, total, acc = _masked_block(
-            q, high, total, acc, block * BLOCK_N + block_key, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr,
-            bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal, num_own, scale_log2,
-            softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD, PAGE_SIZE, HAS_WINDOW,
-            HAS_SOFTCAP, HAS_BITS, PRECISION,
+            q, high, total, acc, key, key < last_key, k_pages_ptr, v_pages_ptr, table_ptr,
+            position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal,
+            num_own, scale_log2, softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD,
+            PAGE_SIZE, HAS_WINDOW, HAS_SOFTCAP, HAS_BITS, PRECISION,
         )  # fmt: skip
 
     if OVERLAP:

@@ -23,7 +23,8 @@ from infercore.kernels.tree_attention.config import TABLE_FILE, Config, device_l
 _GROUP, _KV_HEADS, _DIM, _PAGE_SIZE = 4, 8, 128, 16
 SHAPES: tuple[tuple[int | None, float | None, tuple[tuple[int, int, int], ...]], ...] = (
     # packed rows and load up to, as in the table; then batch, context and rows per sequence to time
-    (16, 1.5, ((1, 8192, 1), (8, 8192, 1))),
+    (16, 0.25, ((1, 8192, 1),)),
+    (16, 1.5, ((8, 8192, 1), (16, 4096, 1))),
     (16, None, ((32, 8192, 1),)),
     (64, None, ((1, 1024, 16), (1, 8192, 16), (8, 8192, 16), (32, 2048, 16))),
     (512, None, ((1, 8192, 64), (8, 8192, 32), (8, 8192, 64))),
