@@ -259,24 +259,22 @@ def _visible(
 @triton.jit
 @typing.no_type_check
 def _masked_block(
-    q, high, total, acc, key, exists, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr, bits_row_ptr, start, row,
+    q, high, total, acc, key, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr, bits_row_ptr, start, row,
     row_inside, row_position, h, context_len, num_causal, num_own, scale_log2, softcap, sliding_window, k_dim, v_dim,
     KV_HEADS: tl.constexpr, K_DIM: tl.constexpr, V_DIM: tl.constexpr, K_PAD: tl.constexpr, V_PAD: tl.constexpr,
     PAGE_SIZE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_BITS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys of which some rows may see only some; `exists` tells which may be read.
-
-    Everything is loaded before anything is waited for: keys, values, and the bits that tell who sees what.
-    """
-    page = tl.load(table_ptr + key // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
-    slot_head = (page * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + h
-    k = _load_rows(k_pages_ptr, slot_head, k_dim, exists, K_DIM, K_PAD, True)
-    v = _load_rows(v_pages_ptr, slot_head, v_dim, exists, V_DIM, V_PAD, True)
+    """One block of keys of which some rows may see only some."""
     visible = _visible(
         key, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
         sliding_window, HAS_WINDOW, HAS_BITS,
     )  # fmt: skip
+    seen = tl.max(visible.to(tl.int32), 0) > 0  # what nobody sees may be NaN, and 0 x NaN is NaN
+    page = tl.load(table_ptr + key // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
+    slot_head = (page * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + h
+    k = _load_rows(k_pages_ptr, slot_head, k_dim, seen, K_DIM, K_PAD, True)
+    v = _load_rows(v_pages_ptr, slot_head, v_dim, seen, V_DIM, V_PAD, True)  # before the scores: both loads in flight
     scores = _scores(q, k, scale_log2, softcap, HAS_SOFTCAP, PRECISION)
     scores = tl.where(visible, scores, -float("inf"))
     return _accumulate(scores, scale_log2, v, high, total, acc, HAS_SOFTCAP, PRECISION, True)
@@ -402,9 +400,8 @@ def _attend_kernel(
     if HAS_WINDOW:
         for block in tl.range(low, full_low, num_stages=1):  # where the windows of the rows begin
             key = block * BLOCK_N + block_key
-            exists = (key >= first_key) & (key < last_key)  # keys before every window may be NaN, and 0 x NaN is NaN
             high, total, acc = _masked_block(
-                q, high, total, acc, key, exists, k_pages_ptr, v_pages_ptr, table_ptr,
+                q, high, total, acc, key, k_pages_ptr, v_pages_ptr, table_ptr,
                 position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal,
                 num_own, scale_log2, softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD,
                 PAGE_SIZE, HAS_WINDOW, HAS_SOFTCAP, HAS_BITS, PRECISION,
@@ -426,7 +423,7 @@ def _attend_kernel(
     for block in tl.range(full_end, end, num_stages=1):
         key = block * BLOCK_N + block_key
         high, total, acc = _masked_block(
-            q, high, total, acc, key, key < last_key, k_pages_ptr, v_pages_ptr, table_ptr,
+            q, high, total, acc, key, k_pages_ptr, v_pages_ptr, table_ptr,
             position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal,
             num_own, scale_log2, softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD,
             PAGE_SIZE, HAS_WINDOW, HAS_SOFTCAP, HAS_BITS, PRECISION,
