@@ -4,6 +4,7 @@
 
 Each schema is compiled afresh, with no mask kept from before; vocabulary tables are timed in a row of their own.
 TTFM: compile and first mask. TBM: each later token, mask and advance together. A refused schema counts as not correct.
+Times are CPU time of the process, so that a run which is suspended for a while says the same.
 Every engine sees the same token ids: the canonical tokens of each instance as `json.dumps` writes it. Before the clock
 starts, each engine runs the files of another sample once: code is loaded, nothing else is kept. Forced: tokens of valid
 instances that the engine gives without a choice, and how many times these were not the instance's own tokens.
@@ -11,11 +12,13 @@ An engine that takes long to compile gets `--slow-seconds` in all, then no more 
 """
 
 import argparse
+import datetime
 import gc
 import gzip
 import json
 import os
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +69,7 @@ class Score:
 def run_file(engine: Any, file: dict[str, Any], tokens: list[list[int]], score: Score) -> None:
     """One schema and its instances through one engine."""
     score.files += 1
-    clock: Callable[[], int] = time.perf_counter_ns
+    clock: Callable[[], int] = time.process_time_ns
     begin = clock()
     try:
         session = engine.compile(file["schema"])
@@ -152,7 +155,12 @@ def main() -> None:
     others = maskbench(arguments.files + 12, arguments.seed)[arguments.files :]
     other_tokens = [[encode(json.dumps(t["data"], ensure_ascii=False)) for t in file["tests"]] for file in others]
     engines, scores = {}, {}
-    lines = [f"MaskBench, {len(files)} files, seed {arguments.seed}, vocabulary of {len(token_bytes)} tokens", ""]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    lines = [
+        f"MaskBench, {len(files)} files, seed {arguments.seed}, vocabulary of {len(token_bytes)} tokens | "
+        f"{datetime.date.today()} | commit {commit.strip()} | load {os.getloadavg()[0]:.1f} | CPU time, one core",
+        "",
+    ]
     for name in arguments.engines.split(","):
         begin = time.perf_counter()
         try:

@@ -70,13 +70,14 @@ def _grammars() -> None:
     texts = {
         json_schema(_SCHEMA): b'{"name": "ab", "kind": "a", "sizes": [1, 20]}',
         json_schema({}): b'[{"a": -1.5e3, "b": [null, true]}, "\\u00e9"]',
+        json_schema({"type": "string", "pattern": r"^(\S+\s+){0,9}\S+$", "maxLength": 90}): b'"ab cd ef',
         regex(r"[a-z]{2,4}(x|[^y])\d+"): b"abcz12",
     }
     for spec, text in texts.items():
         grammar = spec.bind(vocabulary)
         state = grammar.start
         for byte in text:
-            grammar.fill_bitmask([state, grammar.start], bitmask)
+            grammar.fill_bitmask([state, grammar.start], bitmask, budgets=[40, 40])
             grammar.forced_tokens(state)
             state = grammar.advance(state, byte)
         grammar.is_accepting(state)

@@ -465,6 +465,20 @@ def _text_range_lives(m, config, low, high):
 
 @no_type_check
 @compiled_in_place
+def _find_distance(m, text):
+    """Make the distance of a text config known: 0, or NEED. One character away is told from its row."""
+    if m.distance[text] >= 0:
+        return 0
+    if not m.status[text] & KNOWN:
+        return _need(m, PYTHON_ROW, text)  # not `ensure_row`, which may come here
+    for byte in range(0xC0):
+        if m.status[target_of(m, text, byte)] & ACCEPTS:
+            m.distance[text] = 1 if byte < 0x80 else 0
+    return 0 if m.distance[text] >= 0 else _need(m, DISTANCE, text)
+
+
+@no_type_check
+@compiled_in_place
 def _more(m, spec, text, count):
     """Code points of a string after one more, whose text is then `text`; REFUSED by the length bounds; NEED."""
     limit = m.specs[spec, MAX_LEN]
@@ -473,8 +487,8 @@ def _more(m, spec, text, count):
     if count >= limit:
         return np.int64(REFUSED)
     if text != m.header[ANY_CONFIG]:  # what the text still needs must fit
-        if m.distance[text] < 0:
-            return np.int64(_need(m, DISTANCE, text))
+        if _find_distance(m, np.int64(text)) < 0:
+            return np.int64(NEED)
         if m.distance[text] > m.header[FARTHEST]:
             m.header[FARTHEST] = m.distance[text]
         if count + 1 + m.distance[text] > limit:
@@ -947,9 +961,9 @@ def walk_trie(m, trie, config, begin, path, bitmask, doubts):
                             if count > limit:
                                 lives = 0
                             elif target != m.header[ANY_CONFIG]:
-                                if m.distance[target] < 0:
+                                if m.distance[target] < 0 and _find_distance(m, target) < 0:
                                     m.header[POSITION] = i
-                                    return _need(m, DISTANCE, target)
+                                    return NEED
                                 if m.distance[target] > m.header[FARTHEST]:
                                     m.header[FARTHEST] = m.distance[target]
                                 if count + m.distance[target] > limit:
@@ -1057,13 +1071,8 @@ def same_shape(m, first, second, used, queue):
         i += 1
         if not m.status[there] & KNOWN and ensure_row(m, there) < 0:
             return NEED
-        if m.distance[there] < 0:
-            for byte in range(128):
-                if m.status[target_of(m, there, byte)] & ACCEPTS:
-                    m.distance[there] = 1
-                    break
-        if m.distance[there] < 0:
-            return 0
+        if _find_distance(m, there) < 0:
+            return NEED
         farthest = max(farthest, m.distance[there])
         if m.used[here] != walk:
             continue
