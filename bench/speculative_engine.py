@@ -105,7 +105,7 @@ def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
     for num_nodes in FIXED:
         contestants[f"fixed {num_nodes}"] = Ours(ours, tokenizer, best_drafter(), None, num_nodes)
     controlled = contestants["controller"] = Ours(ours, tokenizer, best_drafter(), SpeedController(), 32)
-    controlled.controller.curve = controlled.engine.cost_curve()
+    controlled.controller.curve = controlled.engine.cost_curve(refresh=True)
     return contestants
 
 
