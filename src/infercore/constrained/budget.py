@@ -104,12 +104,14 @@ class Budgets:
         mask = grammar.mask(state) & ~vocabulary.eos_mask
         string = machine.string_at(config)
         clean = other = 0
+        closing = False
         if string is not None and int(np.bitwise_count(mask & vocabulary.body_mask).sum()) > _MANY:
             clean = self._bound(state, config, *string)
             other = clean + _ESCAPE_TOKENS
             mask = mask & ~vocabulary.body_mask
+            closing = True
         ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-        ends, inverse = np.unique(grammar.ends(config, mask)[ids], return_inverse=True)
+        ends, inverse = np.unique(grammar.ends(config, mask, closing=closing)[ids], return_inverse=True)
         needs = np.array([self._min_tokens_of(end) for end in ends.tolist()], np.int64)[inverse]
         most = max(clean, other, int(needs.max(initial=0)))
         found = self._needs[config] = _Needs(ids, needs, clean, other, most)
@@ -163,7 +165,7 @@ class Budgets:
 
     def _tokens(self, text: bytes) -> list[int] | None:
         """`text` as the longest tokens there are, from its start on; None where a byte is no token."""
-        ids, longest = self.grammar.vocabulary.ids_by_bytes, min(self.grammar.vocabulary.max_token_size, 32)
+        ids, longest = self.grammar.vocabulary.ids_by_bytes, min(self.grammar.vocabulary.max_token_size, 16)
         tokens = []
         at = 0
         while at < len(text):

@@ -312,9 +312,13 @@ class Grammar:
             return mask.copy()
         return mask & vocabulary.body_masks[room] if farthest == 0 else None
 
-    def ends(self, config: int, wanted: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
-        """Config behind each token that is set in `wanted` and allowed in `config`, by token id."""
-        return self.machine.ends(self.vocabulary.trie, config, self._path, wanted, 32 * self.vocabulary.num_words)
+    def ends(self, config: int, wanted: npt.NDArray[np.uint32], *, closing: bool = False) -> npt.NDArray[np.int32]:
+        """Config behind each token that is set in `wanted` and allowed in `config`, by token id.
+
+        closing: all of them end a JSON string that `config` is in, so fewer have to be walked.
+        """
+        trie = self.vocabulary.closing_trie if closing else self.vocabulary.trie
+        return self.machine.ends(trie, config, self._path, wanted, 32 * self.vocabulary.num_words)
 
     def farthest(self, text: int) -> int:
         """Code points that a JSON string needs at most to be closed, one token after its text stood in `text`."""
