@@ -8,6 +8,8 @@ import numpy as np
 from infercore.hf.state import RequestState
 from infercore.radix import PrefixCache
 
+WORTH_WAITING = 16  # tokens: rows that a request must save to let a step pass without it, if pages are smaller
+
 
 @dataclass(slots=True)
 class Share:
@@ -109,8 +111,8 @@ class Scheduler:
                 state.sequence.rollback(1)
 
     def _prefix_in_progress(self, state: RequestState) -> bool:
-        """A running request is about to compute at least a page of this one's prompt that the cache lacks."""
-        known = -1
+        """A running request is about to compute pages of this one's prompt that the cache lacks, enough to wait for."""
+        known, page_size = -1, self.cache.page_size
         for other in self.running:
             if other.num_to_compute <= 1 or other.request.namespace != state.request.namespace:
                 continue
@@ -118,11 +120,11 @@ class Scheduler:
             length = min(state.num_reusable, other.num_tokens)
             differs = state.tokens[:length] != other.tokens[:length]
             common = int(np.argmax(differs)) if differs.any() else length
-            if common < self.cache.page_size:
+            if common < page_size:
                 continue
             if known < 0:
                 match = self.cache.match(state.tokens[: state.num_reusable], namespace=state.request.namespace)
                 known = match.num_tokens
-            if common // self.cache.page_size * self.cache.page_size > known:
+            if common // page_size * page_size - known >= max(page_size, WORTH_WAITING):
                 return True
         return False

@@ -1,0 +1,48 @@
+"""What the engine saves for programs: tokens of shared texts to the last one."""
+
+from tiny_chat import tiny_model, tiny_tokenizer
+
+from infercore.hf import Engine
+from infercore.lang import function, select
+from infercore.lang.backends import EngineBackend
+
+SHARED = "the quick brown fox jumps over the lazy dog. Q: yes no A: maybe! "  # its end is within a page of 16
+
+
+@function
+def mood(s, question):
+    s += SHARED
+    s += question
+    s += select("mood", ["0", "1"])
+    return s["mood"]
+
+
+QUESTIONS = ("fox 2:", "dog 3:", "lazy 4:", "over 5:")
+
+
+def run_moods(page_size: int, questions=QUESTIONS):
+    """The engine's counters, and the moods."""
+    engine = Engine(tiny_model(), tiny_tokenizer(), num_pages=2048 // page_size, page_size=page_size, poison=True)
+    backend = EngineBackend(engine)
+    runs = mood.run_batch(backend, [{"question": q} for q in questions])
+    assert engine.cache.counts().in_use == 0
+    return engine.stats, [run.value for run in runs]
+
+
+def test_with_pages_of_one_token_nothing_shared_is_computed_twice():
+    encode = tiny_tokenizer().encode
+    prompts = [encode(SHARED + q) for q in QUESTIONS]
+    different = {tuple(p[:i]) for p in prompts for i in range(1, len(p) + 1)}  # a row for each beginning
+    stats, values = run_moods(1)
+    assert stats.num_rows == len(different)
+    in_pages, same_values = run_moods(16)
+    assert same_values == values
+    assert in_pages.num_rows > stats.num_rows
+
+
+def test_small_pages_do_not_make_programs_wait_for_a_few_shared_tokens():
+    questions = [f"fox {i}:" for i in range(6)]  # "fox " is shared, but less than a step is worth
+    stats, values = run_moods(1, questions)
+    in_pages, same_values = run_moods(16, questions)
+    assert stats.num_forwards == in_pages.num_forwards == 2
+    assert same_values == values
