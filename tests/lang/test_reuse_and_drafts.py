@@ -1,10 +1,12 @@
-"""What the engine saves for programs: tokens of shared texts to the last one."""
+"""What the engine saves for programs: tokens of shared texts to the last one, and forwards where drafts come true."""
 
+import pytest
 from tiny_chat import tiny_model, tiny_tokenizer
 
 from infercore.hf import Engine
-from infercore.lang import function, select
+from infercore.lang import function, gen, select
 from infercore.lang.backends import EngineBackend
+from infercore.speculative import FixedBudget, SuffixDrafter
 
 SHARED = "the quick brown fox jumps over the lazy dog. Q: yes no A: maybe! "  # its end is within a page of 16
 
@@ -15,6 +17,13 @@ def mood(s, question):
     s += question
     s += select("mood", ["0", "1"])
     return s["mood"]
+
+
+@function
+def long_text(s):
+    s += SHARED
+    s += gen("text", max_tokens=60)
+    return s["text"]
 
 
 QUESTIONS = ("fox 2:", "dog 3:", "lazy 4:", "over 5:")
@@ -46,3 +55,25 @@ def test_small_pages_do_not_make_programs_wait_for_a_few_shared_tokens():
     in_pages, same_values = run_moods(16, questions)
     assert stats.num_forwards == in_pages.num_forwards == 2
     assert same_values == values
+
+
+@pytest.mark.parametrize(
+    ("controller", "drafter", "drafts"),
+    [
+        (None, "auto", False),
+        (FixedBudget(8), "auto", True),
+        (FixedBudget(8), None, False),
+        (None, SuffixDrafter(), True),
+    ],
+)
+def test_drafts_come_with_a_controller_or_on_request_and_change_no_text(controller, drafter, drafts):
+    engine = Engine(tiny_model(), tiny_tokenizer(), num_pages=64, controller=controller)
+    plain = long_text.run(EngineBackend(engine, drafter=None)).value
+    forwards = engine.stats.num_forwards
+    assert not engine.stats.acceptance
+    backend = EngineBackend(engine, drafter=drafter)
+    assert long_text.run(backend).value == plain
+    before = engine.stats.num_forwards
+    assert long_text.run(backend).value == plain  # said before, so every draft is right
+    assert bool(engine.stats.acceptance) == drafts
+    assert (engine.stats.num_forwards - before < forwards / 2) == drafts

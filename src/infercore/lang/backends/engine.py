@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from infercore.lang.backends.token_scores import TreeScorer, common_length
 from infercore.lang.chat import ChatFormat
 from infercore.lang.scoring import decide
 from infercore.lang.types import GenJob, GenOptions, GenResult, Job, Result, SelectJob, SelectResult, Transcript
-from infercore.speculative import Drafter
+from infercore.speculative import Drafter, SuffixDrafter
 
 _TAIL = 256  # characters of the prompt encoded again with each choice, to see how its end merges with it
 _SAFE = 8  # tokens in front of a choice that must come out the same from the tail as from the whole prompt
@@ -25,16 +25,19 @@ class EngineBackend:
     """Runs jobs on an engine that was built with a tokenizer.
 
     Args:
-        drafter: proposes drafts for generations; the output does not depend on it.
+        drafter: proposes drafts for generations; the output does not depend on it. "auto": a `SuffixDrafter` where the
+            engine has a controller, which verifies drafts only where they save time, else none.
 
     Text is encoded as a whole, as plain code around the model would: with the tokenizer's special tokens in front of a
     transcript without turns, without where the chat template brings its own.
     """
 
-    def __init__(self, engine: Engine, *, drafter: Drafter | None = None) -> None:
+    def __init__(self, engine: Engine, *, drafter: Drafter | Literal["auto"] | None = "auto") -> None:
         if engine.tokenizer is None:
             raise ValueError("the engine has no tokenizer; build it with one: Engine(model, tokenizer)")
         self.engine = engine
+        if drafter == "auto":
+            drafter = SuffixDrafter() if engine.controller is not None else None
         self._drafter = drafter
         self._chat = ChatFormat(engine.tokenizer)
         self._tickets = count(1)
