@@ -1,6 +1,7 @@
 """How much faster does a program of prompts run than the plain Hugging Face code that does the same?
 
     python bench/lang.py [--save] [--only few-shot tree-of-thought ...] [--rounds 3] [--drafts]
+                         [--page-size 1] [--batched-only]
 
 Every side has a model of its own (SmolLM2-135M-Instruct, float32) and computes the same texts, which is checked. Ours
 starts each round with an empty prefix cache. The sides take turns round by round; plain sequential code comes last.
@@ -29,7 +30,7 @@ from infercore.demo.stage import counted_forwards
 from infercore.hf import Engine
 from infercore.lang import Function
 from infercore.lang.backends import EngineBackend
-from infercore.speculative import SpeedController, SuffixDrafter
+from infercore.speculative import SpeedController
 from lang_programs import REVIEWS, RIDDLE, few_shot, few_shot_prompt, tree_of_thought
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "lang"))
@@ -93,7 +94,9 @@ class Side:
         self.num_forwards, self.num_rows = counter.num_forwards, counter.num_rows
 
 
-def measure(case: Case, engine: Engine, peer: peers.SequentialHF, rounds: int, *, drafts: bool) -> dict[str, Side]:
+def measure(
+    case: Case, engine: Engine, peer: peers.SequentialHF, rounds: int, *, drafts: bool, batched_only: bool
+) -> dict[str, Side]:
     def ours(drafter: Any = None, mode: Any = "auto") -> list[Any]:
         engine.cache.clear()
         engine.stats.reset()
@@ -104,7 +107,7 @@ def measure(case: Case, engine: Engine, peer: peers.SequentialHF, rounds: int, *
 
     sides = {"ours": Side(engine.model, ours)}
     if drafts:
-        sides["ours, drafts"] = Side(engine.model, lambda: ours(SuffixDrafter()))
+        sides["ours, drafts"] = Side(engine.model, partial(ours, "auto"))
     for name, run in case.batched.items():
         sides[name] = Side(peer.model, partial(run, peer, case.batch))
     for i in range(rounds + 1):  # the first round warms up: compiled loops, memory, the tokenizer
@@ -114,6 +117,8 @@ def measure(case: Case, engine: Engine, peer: peers.SequentialHF, rounds: int, *
                 side.num_reused = engine.stats.num_reused_tokens
             if i == 0:
                 side.times.clear()
+    if batched_only:
+        return sides
     sides["ours, op by op"] = Side(engine.model, lambda: ours(mode="eager"))
     sides["ours, op by op"].play()
     sides["ours, op by op"].num_reused = engine.stats.num_reused_tokens
@@ -126,17 +131,21 @@ def measure(case: Case, engine: Engine, peer: peers.SequentialHF, rounds: int, *
 
 def table(sides: dict[str, Side]) -> str:
     ours = statistics.median(sides["ours"].times)
+    drafting = statistics.median(sides["ours, drafts"].times) if "ours, drafts" in sides else None
     lines = [
-        "| side | seconds (min-max) | rounds | ours is faster by | forwards | rows | tokens reused | same texts |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| side | seconds (min-max) | rounds | ours is faster by | with drafts by | forwards | rows | tokens reused "
+        "| same texts |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, side in sides.items():
         median = statistics.median(side.times)
         ratio = "" if name == "ours" else f"{median / ours:.2f}x"
+        with_drafts = "" if drafting is None or name == "ours, drafts" else f"{median / drafting:.2f}x"
         reused = "" if side.num_reused is None else str(side.num_reused)
         same = "" if name == "ours" else "yes" if side.values == sides["ours"].values else "NO"
         lines.append(
             f"| {name} | {median:.2f} ({min(side.times):.2f}-{max(side.times):.2f}) | {len(side.times)} | {ratio} | "
+            f"{with_drafts} | "
             f"{side.num_forwards} | {side.num_rows} | {reused} | {same} |"
         )
     return "\n".join(lines)
@@ -147,7 +156,7 @@ def save(name: str, section: str) -> None:
     old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
     sections = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", old, re.MULTILINE | re.DOTALL))
     sections[name] = f"\n{section.strip()}\n\n"
-    known = [case.name for case in cases()]
+    known = [name for case in cases() for name in (case.name, f"{case.name}-batched")]
     body = "".join(f"## {n}\n{sections[n]}" for n in sorted(sections, key=known.index))
     RESULTS.write_text(f"{TITLE}\n\n{NOTE}\n\n{body.rstrip()}\n", encoding="utf-8")
 
@@ -157,28 +166,36 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="also write bench/results/lang.md")
     parser.add_argument("--only", nargs="*", help="programs to run")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--page-size", type=int, default=1, help="of our engine; prefixes are shared by whole pages")
+    parser.add_argument(
+        "--batched-only", action="store_true", help="without the slow sides; saved as a section of its own"
+    )
     parser.add_argument("--drafts", action="store_true", help="a side of ours with a drafter, under a speed controller")
     options = parser.parse_args()
     folder = ensure_smollm2()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ours, theirs = (AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval() for _ in range(2))
-    engine = Engine(ours, tokenizer, controller=SpeedController() if options.drafts else None)
+    controller = SpeedController() if options.drafts else None
+    engine = Engine(ours, tokenizer, controller=controller, page_size=options.page_size)
     peer = peers.SequentialHF(theirs, tokenizer, engine.vocabulary)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     for case in cases():
         if options.only and case.name not in options.only:
             continue
-        sides = measure(case, engine, peer, options.rounds, drafts=options.drafts)
+        sides = measure(case, engine, peer, options.rounds, drafts=options.drafts, batched_only=options.batched_only)
         command = f"python bench/lang.py --only {case.name} --rounds {options.rounds}" + " --drafts" * options.drafts
+        command += " --batched-only" * options.batched_only
+        name = f"{case.name}-batched" if options.batched_only else case.name
         conditions = (
             f"`{command}` | SmolLM2-135M-Instruct, float32, CPU, {torch.get_num_threads()} threads | "
             f"torch {torch.__version__} | transformers {transformers.__version__} | "
-            f"python {platform.python_version()} | commit {commit} | greedy | one warm-up round"
+            f"python {platform.python_version()} | commit {commit} | greedy | one warm-up round | "
+            f"pages of {options.page_size}"
         )
         section = f"{conditions}\n\n{table(sides)}\n"
-        print(f"## {case.name}\n\n{section}", flush=True)
+        print(f"## {name}\n\n{section}", flush=True)
         if options.save:
-            save(case.name, section)
+            save(name, section)
 
 
 if __name__ == "__main__":
