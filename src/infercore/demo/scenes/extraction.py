@@ -67,7 +67,7 @@ def play(stage: Stage) -> Scene:
     theirs = stage.peer("generate, batch, prefix cache", by_generate, what="extraction", num_expected=MAX_NEW_TOKENS)
     ours = stage.ours(by_engine, what="extraction", num_expected=MAX_NEW_TOKENS)
     texts = [stage.tokenizer.decode(output, skip_special_tokens=True) for output in ours.outputs]
-    title = "orders from four e-mails into a Pydantic model, forced tokens not decoded"
+    title = "four e-mails into a Pydantic model, forced tokens not decoded"
     return Scene("extraction", title, EMAILS, texts, ours, [theirs], [validated(texts)])
 
 
