@@ -69,7 +69,6 @@ class IntGrammarState:
             if self.least > budget:
                 budget = None
         self.budget = budget
-        self._depths = np.empty(0, np.int64)  # of the nodes walked last
 
     def accept(self, token_id: int) -> bool:
         state = self.grammar.advance(self.state, token_id)
@@ -99,12 +98,12 @@ class IntGrammarState:
     def walk(self, tree: TokenTree) -> npt.NDArray[np.int64]:
         advance = self.grammar.advance
         states = np.empty(tree.num_nodes, np.int64)
-        self._depths = np.asarray(tree.depths, np.int64)
+        taken = tree.depths - 1  # tokens of the budget that stand before a node
         for node, (token_id, parent) in enumerate(zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True)):
             before = self.state if parent < 0 else int(states[parent])
             after = advance(before, token_id) if before >= 0 else -1
             if after >= 0 and self.budget is not None:
-                left = self.budget - int(self._depths[node])
+                left = self.budget - int(taken[node])
                 bitmask = np.empty((1, self.grammar.vocabulary.num_words), np.int32)
                 self.grammar.fill_bitmask([before], bitmask, budgets=[left])
                 if not bitmask[0, token_id >> 5] >> (token_id & 31) & 1:
@@ -121,8 +120,7 @@ class IntGrammarState:
         states = [self.state, *node_states.tolist()]
         budgets = None
         if self.budget is not None:
-            assert len(self._depths) >= len(node_states)
-            budgets = [self.budget, *(self.budget - 1 - self._depths[: len(node_states)]).tolist()]
+            budgets = [self.budget, *(self.budget - tree.depths).tolist()]
         if (node_states < 0).any():
             bitmask[1:].fill_(-1)
             for row in (0, *(np.flatnonzero(node_states >= 0) + 1).tolist()):
