@@ -9,9 +9,9 @@ import ctypes
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, no_type_check
+from typing import Any, NamedTuple, TypeVar, no_type_check
 
 import numpy as np
 
@@ -187,6 +187,133 @@ def _compile_primitives():
         return carray(pointer_at(address), (num_rows, num_columns))
 
     return load, store, add, swap, ahead, _compile(floats, {})
+
+
+# ------------------------------------------------------------------------------------------- many arrays as one address
+
+
+class Field(NamedTuple):
+    """An array that compiled loops reach through an address.
+
+    Attributes:
+        name: how loops call it: `m.name`.
+        dtype: of its items.
+        columns: length of its second dimension; 0: it has one dimension.
+    """
+
+    name: str
+    dtype: str
+    columns: int = 0
+
+
+class Directory:
+    """Where the arrays of one object lie, for loops that get them all as one number.
+
+    A compiled call costs 0.1 µs for each array it is given; one address, whatever is behind it, costs 0.05, and calls
+    from loop to loop hand over a pointer instead of seven words per array.
+
+    Attributes:
+        handle: what loops are given, to pass to `arrays_at`: the address of the directory, or, as plain Python, the
+            arrays. It holds as long as this object lives and until the next `show`.
+    """
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self._fields = tuple(fields)
+        self._entries = np.zeros((len(self._fields), 2), np.int64)
+        self._shown: tuple[Any, ...] = (None,) * len(self._fields)
+        self.handle: Any = self._entries.ctypes.data
+
+    def show(self, arrays: tuple[Any, ...]) -> None:
+        """Make `handle` lead to these arrays, contiguous, one for each field; the caller keeps them alive."""
+        if _reason:
+            self.handle = arrays
+            return
+        for entry, field, array, before in zip(self._entries, self._fields, arrays, self._shown, strict=True):
+            if array is not before:
+                columns = (field.columns,) if field.columns else ()
+                assert array.shape[1:] == columns, field
+                assert array.dtype == field.dtype, field
+                assert array.flags.c_contiguous, field
+                entry[0], entry[1] = array.__array_interface__["data"][0], array.shape[0]
+        self._shown = arrays
+
+
+def arrays_at(fields: Sequence[Field]) -> Callable[[Any], Any]:
+    """A function that compiled loops call with a `Directory.handle`; its result has an attribute for each field."""
+    if _reason:
+        return lambda handle: handle
+    return _arrays_at(tuple(fields))  # type: ignore[no-any-return]
+
+
+if not _reason:
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.core.imputils import lower_getattr_generic
+    from numba.core.typing.templates import AttributeTemplate
+    from numba.extending import infer_getattr, intrinsic, models, register_model
+
+    class _Arrays(types.Type):  # type: ignore[misc]
+        """Type of what `arrays_at` gives: a pointer to a directory."""
+
+        def __init__(self, fields: tuple[Field, ...]) -> None:
+            self.fields = fields
+            super().__init__(name=f"Arrays({', '.join(f'{f.name}: {f.dtype}[{f.columns}]' for f in fields)})")
+
+        def array(self, name: str) -> Any:
+            for field in self.fields:
+                if field.name == name:
+                    return types.Array(numba.from_dtype(np.dtype(field.dtype)), 2 if field.columns else 1, "C")
+            return None
+
+    @register_model(_Arrays)
+    class _ArraysModel(models.PrimitiveModel):  # type: ignore[misc]
+        def __init__(self, manager: Any, kind: Any) -> None:
+            super().__init__(manager, kind, ir.PointerType(ir.IntType(64)))
+
+    @infer_getattr
+    class _ArraysAttributes(AttributeTemplate):  # type: ignore[misc]
+        key = _Arrays
+
+        def generic_resolve(self, kind: Any, name: str) -> Any:
+            return kind.array(name)
+
+    @lower_getattr_generic(_Arrays)  # type: ignore[untyped-decorator]
+    def _lower_attribute(context: Any, builder: Any, kind: Any, directory: Any, name: str) -> Any:
+        index = [field.name for field in kind.fields].index(name)
+        word = ir.IntType(64)
+        same = builder.module.add_metadata([])
+
+        def entry(column: int) -> Any:
+            loaded = builder.load(builder.gep(directory, [word(2 * index + column)]))
+            loaded.set_metadata("invariant.load", same)  # a directory changes between calls only
+            return loaded
+
+        field = kind.fields[index]
+        array = context.make_array(kind.array(name))(context, builder)
+        length = entry(1)
+        size = np.dtype(field.dtype).itemsize
+        array.data = builder.inttoptr(entry(0), array.data.type)
+        columns = [field.columns] if field.columns else []
+        array.shape = cgutils.pack_array(builder, [length, *map(word, columns)])
+        array.strides = cgutils.pack_array(builder, [word(size * n) for n in (*columns, 1)])
+        array.itemsize = word(size)
+        array.nitems = builder.mul(length, word(max(field.columns, 1)))
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        return array._getvalue()
+
+    def _arrays_at(fields: tuple[Field, ...]) -> Any:
+        kind = _Arrays(fields)
+
+        @intrinsic
+        def arrays_at_address(typing_context, address):  # type: ignore[no-untyped-def]
+            def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+                return builder.inttoptr(arguments[0], ir.PointerType(ir.IntType(64)))
+
+            return kind(types.int64), generate
+
+        return arrays_at_address
 
 
 if not _reason:

@@ -10,7 +10,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from infercore._jit import compiled, compiled_in_place
+from infercore._jit import Field, arrays_at, compiled, compiled_in_place
 
 # Columns of `node` (int32 [states, 5]) are kind, a, b, c, d.
 STUB = 0  # not expanded yet; KEY_DONE natives: a = string spec, b = config of the key
@@ -48,6 +48,55 @@ IN_STRING = -1  # in a path: inside one JSON string
 PLAIN, ESCAPE, HEX0, HEX1, HEX2, HEX3, HIGH, HIGH_ESCAPE, LOW0, LOW1, LOW2, LOW3 = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 
 
+TABLES = (
+    Field("header", "int64"),  # counters and requests, see above
+    Field("node", "int32", 5),  # [states] kind and four columns
+    Field("native_key", "int32", 5),  # [states] what a state made by compiled code stands for
+    Field("native_hash", "int32"),  # open addressing over `native_key`
+    Field("pending", "uint8"),  # [states] 1: an undeclared key has just ended here, its text is not yet known
+    Field("edges", "int32", 3),  # [edges] first byte, last byte, target
+    Field("free", "int32"),  # [free moves] target
+    Field("specs", "int32", 6),  # [specs] of JSON strings
+    Field("stacks", "int32", 3),  # [stacks] return state, stack below, depth; stack 0 is empty
+    Field("stack_hash", "int32"),
+    Field("row_span", "int32", 3),  # [configs] first byte that is not refused, number of cells, where they begin
+    Field("cells", "int32"),  # next configs, 0 = refused
+    Field("wanted", "int32"),  # [64] stubs to expand
+    Field("row_work", "int32"),  # [256] a row being computed
+    Field("status", "uint8"),  # [configs] bits
+    Field("loops", "int64"),  # [configs] classes of bytes that all lead a config to itself, once its row is known
+    Field("used", "int64"),  # [configs] header[WALK] when the row of a text config was last looked at
+    Field("twin", "int32"),  # [configs] of `same_shape`, valid where `twin_walk` says so
+    Field("twin_walk", "int64"),
+    Field("distance", "int32"),  # [configs] code points that a text config needs at least to accept, -1: unknown
+    Field("pairs_at", "int64"),  # [configs + 1] where a config's pairs begin
+    Field("pairs", "int64"),  # state << 32 | stack, sorted within a config
+    Field("config_hash", "int32"),
+    Field("work", "int64"),
+    Field("pairs_out", "int64"),
+    Field("seen", "int64"),
+    Field("seen_stamp", "int64"),
+    Field("marks", "uint8"),
+    Field("stand", "int32", 7),  # [2] where `step_bytes` stands, as rows of a path
+    Field("path", "int32", 7),  # [depths of a trie] where a walk stands, see `walk_trie`
+    Field("doubts", "uint32"),  # words of a mask: tokens that only `advance` can decide, see `walk_trie`
+)
+"""The arrays of a machine, as loops see them; `machine.py` owns them."""
+
+TRIE = (
+    Field("byte", "uint8"),
+    Field("depth", "int16"),
+    Field("skip", "int32"),
+    Field("tokens_at", "int32"),
+    Field("token_ids", "int32"),
+    Field("classes", "int64"),
+    Field("tall", "int16"),
+)
+"""The arrays of a trie, see `build_trie`."""
+
+_tables = arrays_at(TABLES)
+_trie = arrays_at(TRIE)
+
 # Bit of the class of each byte, int64 [256]: classes that patterns rarely split; bytes above 0x7F are one.
 _SINGLES = [9, 10, 13, 32, *range(33, 48), *range(58, 65), *range(91, 97), *range(123, 128)]
 BYTE_CLASS = np.full(256, 63, np.int64)
@@ -79,7 +128,7 @@ def target_of(m, config, byte):
 
 @no_type_check
 @compiled_in_place
-def store_row(m, config, row):
+def _store_row(m, config, row):
     """Make `row` (256 next configs) the row of `config`, the refused bytes at both ends left out; 0, or NEED."""
     first = 0
     while first < 256 and row[first] == 0:
@@ -136,7 +185,7 @@ def push_stack(m, ret, parent):
 
 @no_type_check
 @compiled_in_place
-def native_state(m, kind, a, b, c, d):
+def _native_state(m, kind, a, b, c, d):
     """Id of the state with these columns, made where it is missing; NEED where there is no room."""
     table = m.native_hash
     mask = table.shape[0] - 1
@@ -278,7 +327,7 @@ def _is_free(m, state):
 
 @no_type_check
 @compiled_in_place
-def rehash(m, config_hash, native_hash, stack_hash):
+def _rehash(m, config_hash, native_hash, stack_hash):
     """Fill empty tables (all -1) for the configs, native states and stacks there are; one of length 1 is left alone."""
     if config_hash.shape[0] > 1:
         mask = config_hash.shape[0] - 1
@@ -317,7 +366,7 @@ def rehash(m, config_hash, native_hash, stack_hash):
 
 @no_type_check
 @compiled_in_place
-def intern_pairs(m, count):
+def _intern_pairs(m, count):
     """Config of `pairs_out[:count]`; 0, the dead config, where that is empty; NEED where there is no room."""
     if count == 0:
         return np.int64(0)
@@ -394,7 +443,7 @@ def intern_pairs(m, count):
 
 @no_type_check
 @compiled_in_place
-def start_config(m, state):
+def _start_config(m, state):
     """Config of `state` with an empty stack, or NEED."""
     m.header[STAMP] += 1
     m.header[NUM_WANTED] = 0
@@ -403,7 +452,7 @@ def start_config(m, state):
         return NEED
     if m.header[NUM_WANTED] > 0:
         return _need(m, EXPAND, 0)
-    return intern_pairs(m, count)
+    return _intern_pairs(m, count)
 
 
 @no_type_check
@@ -470,7 +519,7 @@ def _find_distance(m, text):
     if m.distance[text] >= 0:
         return 0
     if not m.status[text] & KNOWN:
-        return _need(m, PYTHON_ROW, text)  # not `ensure_row`, which may come here
+        return _need(m, PYTHON_ROW, text)  # not `_ensure_row`, which may come here
     for byte in range(0xC0):
         if m.status[target_of(m, text, byte)] & ACCEPTS:
             m.distance[text] = 1 if byte < 0x80 else 0
@@ -506,7 +555,7 @@ def _string_state(m, state, text, more, mode):
         count = _more(m, spec, text, count)
         if count < 0:
             return np.int64(0) if count == REFUSED else count
-    return native_state(m, STRING, spec, text, count, mode)
+    return _native_state(m, STRING, spec, text, count, mode)
 
 
 @no_type_check
@@ -559,14 +608,14 @@ def _string_step(m, state, byte):
             if not m.status[text] & ACCEPTS or node[state, 3] < m.specs[spec, MIN_LEN]:
                 return np.int64(0)
             if m.specs[spec, CLOSE] == KEY_DONE:
-                return native_state(m, STUB, spec, text, 0, 0)
+                return _native_state(m, STUB, spec, text, 0, 0)
             return np.int64(m.specs[spec, CLOSE])
         if byte == 0x5C:
             if full:
                 return np.int64(0)
             if not _text_goes_on(m, text):
                 return np.int64(0)
-            return native_state(m, STRING, spec, text, node[state, 3], ESCAPE * STAGE)
+            return _native_state(m, STRING, spec, text, node[state, 3], ESCAPE * STAGE)
         if byte < 0x20:
             return np.int64(0)
         after = target_of(m, text, byte)
@@ -575,7 +624,7 @@ def _string_step(m, state, byte):
         return _string_state(m, state, after, byte & 0xC0 != 0x80, 0)
     if stage == ESCAPE:
         if byte == 0x75:
-            return native_state(m, STRING, spec, text, node[state, 3], HEX0 * STAGE)
+            return _native_state(m, STRING, spec, text, node[state, 3], HEX0 * STAGE)
         decoded = _unescaped(byte)
         if decoded < 0:
             return np.int64(0)
@@ -585,13 +634,13 @@ def _string_step(m, state, byte):
         return _string_state(m, state, after, True, 0)
     if stage == HIGH:
         return (
-            native_state(m, STRING, spec, text, node[state, 3], HIGH_ESCAPE * STAGE + value)
+            _native_state(m, STRING, spec, text, node[state, 3], HIGH_ESCAPE * STAGE + value)
             if byte == 0x5C
             else np.int64(0)
         )
     if stage == HIGH_ESCAPE:
         return (
-            native_state(m, STRING, spec, text, node[state, 3], LOW0 * STAGE + (value << 12))
+            _native_state(m, STRING, spec, text, node[state, 3], LOW0 * STAGE + (value << 12))
             if byte == 0x75
             else np.int64(0)
         )
@@ -616,9 +665,9 @@ def _string_step(m, state, byte):
         if lives <= 0:
             return lives
         if rest > 0:
-            return native_state(m, STRING, spec, text, node[state, 3], (stage + 1) * STAGE + value)
+            return _native_state(m, STRING, spec, text, node[state, 3], (stage + 1) * STAGE + value)
         if 0xD800 <= value <= 0xDBFF:
-            return native_state(m, STRING, spec, text, node[state, 3], HIGH * STAGE + (value - 0xD800))
+            return _native_state(m, STRING, spec, text, node[state, 3], HIGH * STAGE + (value - 0xD800))
         after = _text_step(m, text, value)
         return after if after <= 0 else _string_state(m, state, after, True, 0)
     rest = 4 * (LOW3 - stage)
@@ -633,7 +682,7 @@ def _string_step(m, state, byte):
     if lives <= 0:
         return lives
     if rest > 0:
-        return native_state(m, STRING, spec, text, node[state, 3], (stage + 1) * STAGE + (high10 << 12) + low_bits)
+        return _native_state(m, STRING, spec, text, node[state, 3], (stage + 1) * STAGE + (high10 << 12) + low_bits)
     after = _text_step(m, text, base + low)
     return after if after <= 0 else _string_state(m, state, after, True, 0)
 
@@ -710,7 +759,7 @@ def _plain_row(m, config):
             if count < 0:
                 return NEED
         if m.header[NUM_WANTED] == 0:
-            target = intern_pairs(m, count)
+            target = _intern_pairs(m, count)
             if target < 0:
                 return NEED
             for byte in range(low, high):
@@ -718,12 +767,12 @@ def _plain_row(m, config):
         low = high
     if m.header[NUM_WANTED] > 0:
         return _need(m, EXPAND, 0)
-    return store_row(m, config, m.row_work)
+    return _store_row(m, config, m.row_work)
 
 
 @no_type_check
 @compiled_in_place
-def ensure_row(m, config):
+def _ensure_row(m, config):
     """Fill the row of `config`, rows of decoded text that it needs first; 0, or NEED for what Python must do."""
     if m.status[config] & KNOWN:
         return 0
@@ -770,7 +819,7 @@ def _left_as(m, at, state):
             return np.int64(NEED)
     if m.header[NUM_WANTED] > 0:
         return np.int64(_need(m, EXPAND, 0))
-    return intern_pairs(m, count)
+    return _intern_pairs(m, count)
 
 
 @no_type_check
@@ -783,7 +832,7 @@ def _closed(m, at):
         return np.int64(0)
     state = np.int64(m.specs[spec, CLOSE])
     if state == KEY_DONE:
-        state = native_state(m, STUB, spec, text, 0, 0)
+        state = _native_state(m, STUB, spec, text, 0, 0)
         if state < 0:
             return np.int64(NEED)
     return _left_as(m, at, state)
@@ -793,7 +842,7 @@ def _closed(m, at):
 @compiled_in_place
 def _whole(m, at, mode):
     """Config of the string that `at` stands in, its mode this; NEED."""
-    state = native_state(m, STRING, at[4], at[1], at[2], mode)
+    state = _native_state(m, STRING, at[4], at[1], at[2], mode)
     if state < 0:
         return np.int64(NEED)
     return _left_as(m, at, state)
@@ -816,7 +865,7 @@ def _in_string(m, at, byte, after):
     2: the string is left for the config in after[0], by the closing quote or for the digits of \\u.
     """
     text = np.int64(at[1])
-    if not m.status[text] & KNOWN and ensure_row(m, text) < 0:
+    if not m.status[text] & KNOWN and _ensure_row(m, text) < 0:
         return NEED
     m.used[text] = m.header[WALK]
     spec = at[4]
@@ -863,7 +912,7 @@ def _in_string(m, at, byte, after):
 
 @no_type_check
 @compiled_in_place
-def step_bytes(m, config, data, begin, stop_mask, recording):
+def _step_bytes(m, config, data, begin, stop_mask, recording):
     """Config after data[begin:]; stops early after a byte that leads to a config with a bit of `stop_mask`.
 
     recording: RECORDS, to stop where that bit of the config goes as well; else 0.
@@ -896,7 +945,7 @@ def step_bytes(m, config, data, begin, stop_mask, recording):
             else:
                 config = np.int64(m.stand[side, 0])
         else:
-            if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
+            if not m.status[config] & KNOWN and _ensure_row(m, config) < 0:
                 return np.int64(NEED)
             config = target_of(m, config, data[i])
             if config == 0:
@@ -910,7 +959,7 @@ def step_bytes(m, config, data, begin, stop_mask, recording):
 
 @no_type_check
 @compiled_in_place
-def walk_trie(m, trie, config, begin, path, bitmask, doubts):
+def _walk_trie(m, trie, config, begin, bitmask):
     """Set in `bitmask` every token of `trie` that `config` allows, from trie node `begin` on.
 
     trie: (byte, depth, skip, tokens_at, token_ids, classes, tall), nodes in preorder; see `build_trie`. A subtree whose
@@ -923,7 +972,15 @@ def walk_trie(m, trie, config, begin, path, bitmask, doubts):
         set to 1 with the first.
     Returns 0 when done; NEED: go on from header[POSITION].
     """
-    node_byte, node_depth, node_skip, tokens_at, token_ids, node_classes, node_tall = trie
+    node_byte, node_depth, node_skip, node_classes, node_tall = (
+        trie.byte,
+        trie.depth,
+        trie.skip,
+        trie.classes,
+        trie.tall,
+    )
+    tokens_at, token_ids = trie.tokens_at, trie.token_ids
+    path, doubts = m.path, m.doubts
     i = begin
     if begin == 0:
         enter(m, path[0], config)
@@ -1002,7 +1059,7 @@ def walk_trie(m, trie, config, begin, path, bitmask, doubts):
                     enter(m, after, np.int64(after[0]))
         else:
             config = np.int64(at[0])
-            if not m.status[config] & KNOWN and ensure_row(m, config) < 0:
+            if not m.status[config] & KNOWN and _ensure_row(m, config) < 0:
                 m.header[POSITION] = i
                 return NEED
             target = target_of(m, config, byte)
@@ -1049,7 +1106,7 @@ def walk_trie(m, trie, config, begin, path, bitmask, doubts):
 
 @no_type_check
 @compiled_in_place
-def same_shape(m, first, second, used, queue):
+def _same_shape(m, first, second, used, queue):
     """1 if a walk from text config `second` finds the live tokens that one from `first` found; 0 if not known; NEED.
 
     used: the text configs whose rows that walk looked at. Step by step each gets a twin; their rows must refuse the
@@ -1069,7 +1126,7 @@ def same_shape(m, first, second, used, queue):
         here = np.int64(queue[i])
         there = np.int64(m.twin[here])
         i += 1
-        if not m.status[there] & KNOWN and ensure_row(m, there) < 0:
+        if not m.status[there] & KNOWN and _ensure_row(m, there) < 0:
             return NEED
         if _find_distance(m, there) < 0:
             return NEED
@@ -1097,12 +1154,15 @@ def same_shape(m, first, second, used, queue):
 
 @no_type_check
 @compiled_in_place
-def walk_ends(m, trie, config, begin, path, wanted, ends):
+def _walk_ends(m, trie, config, begin, wanted, ends):
     """Write to `ends`, int32 by token, the config behind each token of `trie` that is set in `wanted`; as `walk_trie`.
 
     Unlike there, the strings that tokens end in are interned.
     """
-    node_byte, node_depth, node_skip, tokens_at, token_ids, _, _ = trie
+    node_byte, node_depth, node_skip, tokens_at, token_ids = (
+        trie.byte, trie.depth, trie.skip, trie.tokens_at, trie.token_ids
+    )  # fmt: skip
+    path = m.path
     i = begin
     if begin == 0:
         enter(m, path[0], config)
@@ -1119,7 +1179,7 @@ def walk_ends(m, trie, config, begin, path, wanted, ends):
                 enter(m, after, np.int64(after[0]))
         else:
             here = np.int64(at[0])
-            if not m.status[here] & KNOWN and ensure_row(m, here) < 0:
+            if not m.status[here] & KNOWN and _ensure_row(m, here) < 0:
                 return NEED
             target = target_of(m, here, byte)
             lives = 1 if target != 0 else 0
@@ -1145,14 +1205,14 @@ def walk_ends(m, trie, config, begin, path, wanted, ends):
 
 @no_type_check
 @compiled_in_place
-def forced_byte(m, config):
+def _forced_byte(m, config):
     """The one byte that may follow `config`, -1 if there are several or none, or it accepts; -2: NEED.
 
     A backslash in a JSON string, where it would only respell what one other byte says, does not count.
     """
     if m.status[config] & ACCEPTS:
         return -1
-    if ensure_row(m, config) < 0:
+    if _ensure_row(m, config) < 0:
         return -2
     stage = 0
     for i in range(m.pairs_at[config], m.pairs_at[config + 1]):
@@ -1178,6 +1238,87 @@ def forced_byte(m, config):
     if found < 0 and respelled:
         return respelling
     return found
+
+
+# ---------------------------------------------------------------------------------------------------- called by Python
+# `handle` is that of a machine's `Directory`, `trie` that of a vocabulary's.
+
+
+@no_type_check
+@compiled_in_place
+def start_config(handle, state):
+    """Config of `state` with an empty stack, or NEED."""
+    return _start_config(_tables(handle), state)
+
+
+@no_type_check
+@compiled_in_place
+def ensure_row(handle, config):
+    """Fill the row of `config`: 0, or NEED."""
+    return _ensure_row(_tables(handle), config)
+
+
+@no_type_check
+@compiled_in_place
+def store_row(handle, config, row):
+    """Make `row` the row of `config`: 0, or NEED."""
+    return _store_row(_tables(handle), config, row)
+
+
+@no_type_check
+@compiled_in_place
+def intern_pairs(handle, count):
+    """Config of `pairs_out[:count]`, or NEED."""
+    return _intern_pairs(_tables(handle), count)
+
+
+@no_type_check
+@compiled_in_place
+def native_state(handle, kind, a, b, c, d):
+    """Id of the state with these columns, or NEED."""
+    return _native_state(_tables(handle), kind, a, b, c, d)
+
+
+@no_type_check
+@compiled_in_place
+def rehash(handle, config_hash, native_hash, stack_hash):
+    """Fill empty tables; see `_rehash`."""
+    return _rehash(_tables(handle), config_hash, native_hash, stack_hash)
+
+
+@no_type_check
+@compiled_in_place
+def step_bytes(handle, config, data, begin, stop_mask, recording):
+    """Config after data[begin:]; see `_step_bytes`."""
+    return _step_bytes(_tables(handle), config, data, begin, stop_mask, recording)
+
+
+@no_type_check
+@compiled_in_place
+def forced_byte(handle, config):
+    """The one byte that may follow; see `_forced_byte`."""
+    return _forced_byte(_tables(handle), config)
+
+
+@no_type_check
+@compiled_in_place
+def same_shape(handle, first, second, used, queue):
+    """Whether two text configs find the same tokens; see `_same_shape`."""
+    return _same_shape(_tables(handle), first, second, used, queue)
+
+
+@no_type_check
+@compiled_in_place
+def walk_trie(handle, trie, config, begin, bitmask):
+    """Set in `bitmask` what `config` allows; see `_walk_trie`."""
+    return _walk_trie(_tables(handle), _trie(trie), config, begin, bitmask)
+
+
+@no_type_check
+@compiled_in_place
+def walk_ends(handle, trie, config, begin, wanted, ends):
+    """Write the configs behind tokens; see `_walk_ends`."""
+    return _walk_ends(_tables(handle), _trie(trie), config, begin, wanted, ends)
 
 
 @no_type_check

@@ -88,8 +88,7 @@ class Grammar:
         self.machine = machine
         self.spec = spec
         self._resolved: dict[tuple[int, bytes], int] = {}
-        self._path = np.zeros((vocabulary.max_token_size + 2, 7), np.int32)
-        self._doubt_words = np.zeros(vocabulary.num_words, np.uint32)
+        machine.use_vocabulary(vocabulary.max_token_size, vocabulary.num_words)
         self._masks: dict[int, npt.NDArray[np.uint32]] = {}
         self._doubts: dict[int, list[int]] = {}
         self._text_masks: dict[tuple[int, bool], tuple[npt.NDArray[np.uint32], int]] = {}
@@ -270,7 +269,7 @@ class Grammar:
 
     def _compute_mask(self, config: int) -> tuple[npt.NDArray[np.uint32], list[int] | None]:
         """The mask of a config, and the tokens in it that only the text so far can decide."""
-        vocabulary, machine, path = self.vocabulary, self.machine, self._path
+        vocabulary, machine = self.vocabulary, self.machine
         header, status = machine.tables.header, int(machine.tables.status[config])
         header[c.DOUBTS] = 0
         string = machine.string_at(config)
@@ -284,13 +283,14 @@ class Grammar:
         else:
             mask = np.zeros(vocabulary.num_words, np.uint32)
             trie = vocabulary.trie
-        machine.walk(trie, config, path, mask, self._doubt_words)
+        machine.walk(trie, config, mask)
         if machine.accepts(config):
             mask |= vocabulary.eos_mask
         if not header[c.DOUBTS]:
             return mask, None
-        doubts = np.flatnonzero(np.unpackbits(self._doubt_words.view(np.uint8), bitorder="little")).tolist()
-        self._doubt_words[:] = 0
+        words = machine.tables.doubts
+        doubts = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
+        words[:] = 0
         return mask, doubts
 
     def _body_mask(self, spec: int, text: int, count: int) -> npt.NDArray[np.uint32] | None:
@@ -318,7 +318,7 @@ class Grammar:
         closing: all of them end a JSON string that `config` is in, so fewer have to be walked.
         """
         trie = self.vocabulary.closing_trie if closing else self.vocabulary.trie
-        return self.machine.ends(trie, config, self._path, wanted, 32 * self.vocabulary.num_words)
+        return self.machine.ends(trie, config, wanted, 32 * self.vocabulary.num_words)
 
     def farthest(self, text: int) -> int:
         """Code points that a JSON string needs at most to be closed, one token after its text stood in `text`."""
@@ -346,7 +346,7 @@ class Grammar:
         header[c.FARTHEST] = 0
         header[c.WALK] += 1
         walk = int(header[c.WALK])
-        machine.walk(self.vocabulary.body_trie, config, self._path, mask, self._doubt_words)
+        machine.walk(self.vocabulary.body_trie, config, mask)
         used = np.flatnonzero(machine.tables.used == walk)
         if used.size <= 256:
             self._walked = [(text, mask, used), *self._walked[:3]]

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from infercore._jit import Directory
 from infercore.constrained import _compiled as c
 from infercore.constrained.limits import Limits
+from infercore.constrained.trie import Trie
 from infercore.errors import GrammarLimitError
 
 Expander = Callable[[int], None]
@@ -22,37 +24,39 @@ Expander = Callable[[int], None]
 
 
 class Tables(NamedTuple):
-    """The arrays, as compiled loops see them."""
+    """The arrays; `_compiled.TABLES` says what each holds."""
 
-    header: npt.NDArray[np.int64]  # counters and requests, see `_compiled.py`
-    node: npt.NDArray[np.int32]  # [states, 5] kind and four columns
-    native_key: npt.NDArray[np.int32]  # [states, 5] what a state made by compiled code stands for
-    native_hash: npt.NDArray[np.int32]  # open addressing over `native_key`
-    pending: npt.NDArray[np.uint8]  # [states] 1: an undeclared key has just ended here, its text is not yet known
-    edges: npt.NDArray[np.int32]  # [edges, 3] first byte, last byte, target
-    free: npt.NDArray[np.int32]  # [free moves] target
-    specs: npt.NDArray[np.int32]  # [specs, 6] of JSON strings
-    stacks: npt.NDArray[np.int32]  # [stacks, 3] return state, stack below, depth; stack 0 is empty
+    header: npt.NDArray[np.int64]
+    node: npt.NDArray[np.int32]
+    native_key: npt.NDArray[np.int32]
+    native_hash: npt.NDArray[np.int32]
+    pending: npt.NDArray[np.uint8]
+    edges: npt.NDArray[np.int32]
+    free: npt.NDArray[np.int32]
+    specs: npt.NDArray[np.int32]
+    stacks: npt.NDArray[np.int32]
     stack_hash: npt.NDArray[np.int32]
-    row_span: npt.NDArray[np.int32]  # [configs, 3] first byte that is not refused, number of cells, where they begin
-    cells: npt.NDArray[np.int32]  # next configs, 0 = refused
-    wanted: npt.NDArray[np.int32]  # [64] stubs to expand
-    row_work: npt.NDArray[np.int32]  # [256] a row being computed
-    status: npt.NDArray[np.uint8]  # [configs] bits
-    loops: npt.NDArray[np.int64]  # [configs] classes of bytes that all lead a config to itself, once its row is known
-    used: npt.NDArray[np.int64]  # [configs] header[WALK] when the row of a text config was last looked at
-    twin: npt.NDArray[np.int32]  # [configs] of `same_shape`, valid where `twin_walk` says so
+    row_span: npt.NDArray[np.int32]
+    cells: npt.NDArray[np.int32]
+    wanted: npt.NDArray[np.int32]
+    row_work: npt.NDArray[np.int32]
+    status: npt.NDArray[np.uint8]
+    loops: npt.NDArray[np.int64]
+    used: npt.NDArray[np.int64]
+    twin: npt.NDArray[np.int32]
     twin_walk: npt.NDArray[np.int64]
-    distance: npt.NDArray[np.int32]  # [configs] code points that a text config needs at least to accept, -1: unknown
-    pairs_at: npt.NDArray[np.int64]  # [configs + 1] where a config's pairs begin
-    pairs: npt.NDArray[np.int64]  # state << 32 | stack, sorted within a config
+    distance: npt.NDArray[np.int32]
+    pairs_at: npt.NDArray[np.int64]
+    pairs: npt.NDArray[np.int64]
     config_hash: npt.NDArray[np.int32]
     work: npt.NDArray[np.int64]
     pairs_out: npt.NDArray[np.int64]
     seen: npt.NDArray[np.int64]
     seen_stamp: npt.NDArray[np.int64]
     marks: npt.NDArray[np.uint8]
-    stand: npt.NDArray[np.int32]  # [2, 7] where `step_bytes` stands, as rows of a path
+    stand: npt.NDArray[np.int32]
+    path: npt.NDArray[np.int32]
+    doubts: npt.NDArray[np.uint32]
 
 
 class Machine:
@@ -103,7 +107,10 @@ class Machine:
             seen_stamp=np.zeros(2048, np.int64),
             marks=np.zeros(257, np.uint8),
             stand=np.zeros((2, 7), np.int32),
+            path=np.zeros((2, 7), np.int32),
+            doubts=np.zeros(1, np.uint32),
         )
+        self._directory = Directory(c.TABLES)
         self._view()
         header = self.tables.header
         header[c.NUM_STATES] = header[c.NUM_CONFIGS] = header[c.NUM_STACKS] = (
@@ -111,6 +118,10 @@ class Machine:
         )
         header[c.MAX_DEPTH] = limits.max_depth
         self.tables.status[0] = c.KNOWN
+
+    def use_vocabulary(self, max_token_size: int, num_words: int) -> None:
+        """Make room for walks over a vocabulary's tries."""
+        self._replace(path=np.zeros((max_token_size + 2, 7), np.int32), doubts=np.zeros(num_words, np.uint32))
 
     # Building states -------------------------------------------------------------------------------------------------
 
@@ -250,7 +261,7 @@ class Machine:
 
     def string_body(self, spec: int, text: int) -> int:
         """State after the opening quote of a JSON string whose decoded text is read by config `text`."""
-        return self._run(lambda: int(c.native_state(self.tables, c.STRING, spec, text, 0, 0)))
+        return self._run(lambda: int(c.native_state(self._handle, c.STRING, spec, text, 0, 0)))
 
     def mark_any(self, config: int) -> None:
         """Make known which config reads any text, before other text configs are made: masks use slices for it."""
@@ -273,11 +284,11 @@ class Machine:
 
     def start(self, state: int) -> int:
         """Config of `state` with an empty stack."""
-        return self._run(lambda: int(c.start_config(self.tables, state)))
+        return self._run(lambda: int(c.start_config(self._handle, state)))
 
     def row(self, config: int) -> npt.NDArray[np.int32]:
         """Next config for each byte, 0 where refused."""
-        self._run(lambda: int(c.ensure_row(self.tables, config)))
+        self._run(lambda: int(c.ensure_row(self._handle, config)))
         first, size, at = self.tables.row_span[config].tolist()
         row = np.zeros(256, np.int32)
         row[first : first + size] = self.tables.cells[at : at + size]
@@ -285,7 +296,7 @@ class Machine:
 
     def is_end(self, config: int) -> bool:
         """Whether no byte may follow."""
-        self._run(lambda: int(c.ensure_row(self.tables, config)))
+        self._run(lambda: int(c.ensure_row(self._handle, config)))
         return int(self.tables.row_span[config, 1]) == 0
 
     def accepts(self, config: int) -> bool:
@@ -309,7 +320,7 @@ class Machine:
 
         def step() -> int:
             self.tables.pairs_out[: len(items)] = items
-            return int(c.intern_pairs(self.tables, len(items)))
+            return int(c.intern_pairs(self._handle, len(items)))
 
         return self._run(step)
 
@@ -322,37 +333,29 @@ class Machine:
         """
         deadline = 0.0
         header = self.tables.header
-        while (after := int(c.step_bytes(self.tables, config, data, begin, stop_mask, recording))) == c.NEED:
+        while (after := int(c.step_bytes(self._handle, config, data, begin, stop_mask, recording))) == c.NEED:
             config, begin = int(header[c.NEED_CONFIG]), int(header[c.POSITION])
             deadline = self.serve(deadline)
         return after, int(header[c.POSITION])
 
-    def walk(
-        self,
-        trie: tuple[npt.NDArray[np.generic], ...],
-        config: int,
-        path: npt.NDArray[np.int32],
-        bitmask: npt.NDArray[np.uint32],
-        doubts: npt.NDArray[np.uint32],
-    ) -> None:
+    def walk(self, trie: Trie, config: int, bitmask: npt.NDArray[np.uint32]) -> None:
         """Set in `bitmask` what `config` allows of `trie`; see `_compiled.walk_trie`."""
         begin, deadline = 0, 0.0
-        while c.walk_trie(self.tables, trie, config, begin, path, bitmask, doubts) == c.NEED:
+        while c.walk_trie(self._handle, trie.handle, config, begin, bitmask) == c.NEED:
             begin = int(self.tables.header[c.POSITION])
             deadline = self.serve(deadline)
 
     def ends(
         self,
-        trie: tuple[npt.NDArray[np.generic], ...],
+        trie: Trie,
         config: int,
-        path: npt.NDArray[np.int32],
         wanted: npt.NDArray[np.uint32],
         num_tokens: int,
     ) -> npt.NDArray[np.int32]:
         """Config behind each token of `trie` that is set in `wanted`, by token id."""
         ends = np.zeros(num_tokens, np.int32)
         begin, deadline = 0, 0.0
-        while c.walk_ends(self.tables, trie, config, begin, path, wanted, ends) == c.NEED:
+        while c.walk_ends(self._handle, trie.handle, config, begin, wanted, ends) == c.NEED:
             begin = int(self.tables.header[c.POSITION])
             deadline = self.serve(deadline)
         return ends
@@ -360,7 +363,7 @@ class Machine:
     def same_shape(self, first: int, second: int, used: npt.NDArray[np.int64]) -> bool:
         """Whether tokens go on from text config `second` as from `first`; see `_compiled.same_shape`."""
         queue = np.zeros(512, np.int32)
-        return bool(self._run(lambda: int(c.same_shape(self.tables, first, second, used, queue))))
+        return bool(self._run(lambda: int(c.same_shape(self._handle, first, second, used, queue))))
 
     def distance(self, config: int) -> int:
         """Code points that text config `config` needs at least until it accepts; 2**30 where it never does."""
@@ -414,7 +417,7 @@ class Machine:
 
     def key_stub(self, spec: int, text: int) -> int:
         """State behind the closing quote of a key whose text is read by `text`."""
-        return self._run(lambda: int(c.native_state(self.tables, c.STUB, spec, text, 0, 0)))
+        return self._run(lambda: int(c.native_state(self._handle, c.STUB, spec, text, 0, 0)))
 
     def text_after(self, text: int, more: str) -> int:
         """Text config after these characters; 0 where they are refused."""
@@ -423,13 +426,13 @@ class Machine:
     def is_wide(self, text: int) -> bool:
         """Whether many bytes may follow text config `text`, some of which begin a character."""
         if not self.tables.status[text] & c.KNOWN:
-            self._run(lambda: int(c.ensure_row(self.tables, text)))
+            self._run(lambda: int(c.ensure_row(self._handle, text)))
         return int(self.tables.row_span[text, 0]) < 0x80 and int(self.tables.row_span[text, 1]) >= 24
 
     def forced_byte(self, config: int) -> int:
         """The one byte that may follow, -1 if there is a choice or the config accepts."""
         deadline = 0.0
-        while (byte := int(c.forced_byte(self.tables, config))) == -2:
+        while (byte := int(c.forced_byte(self._handle, config))) == -2:
             deadline = self.serve(deadline)
         return byte
 
@@ -464,7 +467,7 @@ class Machine:
             if arg in self._row_makers and not self.tables.status[arg] & c.KNOWN:
                 row = self._row_makers.pop(arg)(arg)
                 full = np.array(row, np.int32)
-                self._run(lambda: int(c.store_row(self.tables, arg, full)))
+                self._run(lambda: int(c.store_row(self._handle, arg, full)))
             else:
                 self.row(arg)
         elif what == c.DISTANCE:
@@ -476,7 +479,7 @@ class Machine:
         elif what == c.GROW_STACKS:
             stacks = _longer(self.tables.stacks, 2 * self.tables.stacks.shape[0])
             self._replace(stacks=stacks, stack_hash=np.full(2 * stacks.shape[0], -1, np.int32))
-            c.rehash(self.tables, _NONE, _NONE, self.tables.stack_hash)
+            c.rehash(self._handle, _NONE, _NONE, self.tables.stack_hash)
         elif what == c.GROW_CELLS:
             self._replace(cells=_longer(self.tables.cells, 2 * self.tables.cells.shape[0]))
         elif what == c.GROW_PAIRS:
@@ -515,7 +518,7 @@ class Machine:
             native_hash=np.full(2 * size, -1, np.int32),
             pending=_longer(tables.pending, size),
         )
-        c.rehash(self.tables, _NONE, self.tables.native_hash, _NONE)
+        c.rehash(self._handle, _NONE, self.tables.native_hash, _NONE)
 
     def _grow_configs(self) -> None:
         tables = self.tables
@@ -536,7 +539,7 @@ class Machine:
             pairs_at=_longer(tables.pairs_at, size + 1),
             config_hash=np.full(2 * size, -1, np.int32),
         )
-        c.rehash(self.tables, self.tables.config_hash, _NONE, _NONE)
+        c.rehash(self._handle, self.tables.config_hash, _NONE, _NONE)
 
     def _grow_work(self) -> None:
         size = 2 * self.tables.work.shape[0]
@@ -554,6 +557,8 @@ class Machine:
         self._view()
 
     def _view(self) -> None:
+        self._directory.show(self.tables)
+        self._handle = self._directory.handle
         self._node_view = self.tables.node.reshape(-1).data
         self._edges_view = self.tables.edges.reshape(-1).data
 

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infercore.constrained import _compiled as c
-
-Trie = tuple[npt.NDArray[np.generic], ...]
+from infercore.constrained.trie import Trie, TrieArrays
 
 
 class Vocabulary:
@@ -156,9 +155,9 @@ class Vocabulary:
         data = np.frombuffer(b"".join(s for s, _ in suffixes), np.uint8)
         ends = np.cumsum([len(s) for s, _ in suffixes], dtype=np.int64)
         order = np.array(sorted(range(len(suffixes)), key=lambda j: suffixes[j][0]), np.int32)
-        byte, depth, skip, tokens_at, slots, classes, tall = c.build_trie(data, ends, order)
-        token_ids = np.array([i for _, i in suffixes], np.int32)[slots]
-        return byte, depth, skip, tokens_at, token_ids, classes, tall
+        arrays = TrieArrays(*c.build_trie(data, ends, order))
+        token_ids = np.array([i for _, i in suffixes], np.int32)
+        return Trie(arrays._replace(token_ids=token_ids[arrays.token_ids]))
 
     @cached_property
     def eos_mask(self) -> npt.NDArray[np.uint32]:
@@ -191,7 +190,7 @@ class Vocabulary:
     def _trie_of(self, token_ids: Sequence[int]) -> Trie:
         tokens = self.token_bytes
         order = sorted((i for i in token_ids if tokens[i]), key=lambda i: tokens[i] or b"")
-        return tuple(c.build_trie(self._data, self._ends, np.array(order, np.int32)))
+        return Trie.build(self._data, self._ends, np.array(order, np.int32))
 
 
 def _is_clean(token: bytes | None) -> bool:
