@@ -1,10 +1,13 @@
 """Does SmolLM2 under a schema always give whole, valid JSON, and what does jump-forward save?
 
-    python -m bench.constrained_model --schemas 200 --tokens 32,256 --save
+    python -m bench.constrained_model --schemas 200 --tokens 32,256 --records runs.jsonl --seconds 300 --save
 
-Every schema of the sample is asked for with each length limit, jump-forward on and off in turns, batch 1, greedy, from
-empty caches, the grammar bound anew. A document is judged by `jsonschema`. Where the shortest document known takes more
-tokens than the limit, none can fit; those are counted apart. Schemas that the engine refuses are left out.
+It takes an hour or more; with `--records` it can be run in parts.
+
+Every schema of the sample is asked for with each length limit, jump-forward on and off in turns, greedy, from empty
+caches, the grammar bound anew; `--batch` of them side by side. A document is judged by `jsonschema`. Where the shortest
+document known takes more tokens than the limit, none can fit; those are counted apart. Schemas that the engine refuses
+are left out.
 """
 
 import argparse
@@ -34,87 +37,155 @@ def is_valid(schema: Any, text: str) -> bool:
     )
 
 
+def run_group(
+    engine: Engine, tokenizer: Any, schemas: dict[int, Any], limits: list[int], first_jumps: bool
+) -> dict[int, dict[str, Any]]:
+    """What came out for each schema, in one batch, by limit and by jump-forward. Time is shared out evenly."""
+    texts = {
+        index: tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"Give an example document for this JSON schema: {json.dumps(schema)[:600]}"}],
+            add_generation_prompt=True, tokenize=False,
+        )
+        for index, schema in schemas.items()
+    }  # fmt: skip
+    records: dict[int, dict[str, Any]] = {index: {"batch": len(schemas), "runs": []} for index in schemas}
+    for limit in limits:
+        for jump in (first_jumps, not first_jumps):
+            engine.invalidate()
+            fresh = {index: json_schema(schema).bind(engine.vocabulary) for index, schema in schemas.items()}
+            forwards = engine.stats.num_forwards
+            start, cpu = time.perf_counter(), time.process_time()
+            handles = {}
+            for index, grammar in fresh.items():
+                request = engine.request(texts[index], max_new_tokens=limit, grammar=grammar, jump_forward=jump)
+                (handles[index],) = engine.submit(request)
+            while not all(handle.is_done for handle in handles.values()):
+                engine.step()
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            for index, handle in handles.items():
+                done = handle.completion
+                assert done is not None
+                if done.error is not None:
+                    raise done.error
+                grammar = fresh[index]
+                records[index]["least"] = grammar.min_tokens(grammar.start)
+                records[index]["runs"].append(
+                    {
+                        "limit": limit,
+                        "jump": jump,
+                        "seconds": seconds / len(handles),
+                        "cpu_seconds": cpu / len(handles),
+                        "valid": is_valid(schemas[index], done.text),
+                        "token_ids": list(done.token_ids),
+                        "text": done.text,
+                        "forced": done.stats.num_forced_tokens,
+                        "row_forwards": done.stats.num_forwards,
+                        "forwards": (engine.stats.num_forwards - forwards) / len(handles),
+                        "notes": [str(note) for note in done.notes],
+                    }
+                )
+    return records
+
+
+def table(
+    records: dict[int, dict[str, Any]], limits: list[int], arguments: argparse.Namespace
+) -> tuple[list[str], list[str]]:
+    """Lines of the table, and a line for each failure."""
+    taken = {index: record for index, record in records.items() if "runs" in record}
+    lines = [
+        f"SmolLM2-135M-Instruct, fp32, 2 threads, greedy, batch {arguments.batch}: {len(taken)} MaskBench schemas "
+        f"(seed {arguments.seed}), "
+        f"{len(records) - len(taken)} more refused",
+        "",
+        "| max_new_tokens | jump-forward | valid | invalid | no document known fits | tokens | forced | forwards | s "
+        "| CPU s | off / on: s, CPU s | same output |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    failures = []
+    for limit in limits:
+        runs = {
+            jump: {
+                i: r for i, record in taken.items() for r in record["runs"] if (r["limit"], r["jump"]) == (limit, jump)
+            }
+            for jump in (True, False)
+        }
+        equal = sum(run["token_ids"] == runs[False][i]["token_ids"] for i, run in runs[True].items())
+        for jump in (True, False):
+            own = runs[jump]
+            fits = {i: run for i, run in own.items() if taken[i]["least"] <= limit or run["valid"]}
+            invalid = {i: run for i, run in fits.items() if not run["valid"]}
+            failures += [
+                f"file {i}, {limit} tokens, jump {jump}: {run['text'][:200]!r} {run['notes']}"
+                for i, run in invalid.items()
+            ]
+            total = {
+                key: sum(run[key] for run in own.values()) for key in ("forced", "forwards", "seconds", "cpu_seconds")
+            }
+            ratios = [
+                sum(run[key] for run in runs[False].values()) / max(sum(run[key] for run in runs[True].values()), 1e-9)
+                for key in ("seconds", "cpu_seconds")
+            ]
+            lines.append(
+                f"| {limit} | {'on' if jump else 'off'} | {len(fits) - len(invalid)} | {len(invalid)} | "
+                f"{len(own) - len(fits)} | {sum(len(run['token_ids']) for run in own.values())} | {total['forced']} | "
+                f"{total['forwards']:.0f} | {total['seconds']:.1f} | {total['cpu_seconds']:.1f} | "
+                f"{ratios[0]:.2f}, {ratios[1]:.2f} | {equal} of {len(own)} |"
+            )
+    return lines, failures
+
+
 def main() -> None:
     """Print the table, and save it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schemas", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=1, help="schemas that run side by side")
     parser.add_argument("--tokens", default="32,256")
     parser.add_argument("--seconds", type=float, default=450.0, help="stop taking schemas after so long")
+    parser.add_argument("--records", type=Path, help="file of what was run: a later call goes on behind its last line")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = smollm2_path()
-    assert path is not None, "run `infercore demo` once: it fetches SmolLM2"
-    torch.set_num_threads(2)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    engine = Engine(model, tokenizer)
     limits = [int(n) for n in arguments.tokens.split(",")]
-    counts = {
-        (n, jump): dict.fromkeys(("valid", "invalid", "fits not", "tokens", "forced", "forwards"), 0)
-        for n in limits
-        for jump in (True, False)
-    }
-    seconds = dict.fromkeys(counts, 0.0)
-    equal = dict.fromkeys(limits, 0)
-    num_schemas = num_refused = 0
-    failures: list[str] = []
-    begin = time.perf_counter()
-    for index, file in enumerate(maskbench(4 * arguments.schemas, arguments.seed)):
-        if num_schemas == arguments.schemas or time.perf_counter() - begin > arguments.seconds:
-            break
-        schema = file["schema"]
-        try:
-            grammar = json_schema(schema).bind(engine.vocabulary)
-            least = grammar.min_tokens(grammar.start)
-        except GrammarError:
-            num_refused += 1
-            continue
-        num_schemas += 1
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"Give an example document for this JSON schema: {json.dumps(schema)[:600]}"}],
-            add_generation_prompt=True, tokenize=False,
-        )  # fmt: skip
-        for limit in limits:
-            outputs = []
-            for turn in range(2):
-                jump = (turn + index) % 2 == 0
-                engine.invalidate()
-                fresh = json_schema(schema).bind(engine.vocabulary)
-                start = time.perf_counter()
-                (done,) = engine.generate(text, max_new_tokens=limit, grammar=fresh, jump_forward=jump)
-                seconds[limit, jump] += time.perf_counter() - start
-                row = counts[limit, jump]
-                outputs.append(list(done.token_ids))
-                row["tokens"] += len(done.token_ids)
-                row["forced"] += done.stats.num_forced_tokens
-                row["forwards"] += done.stats.num_forwards
-                if least > limit:
-                    row["fits not"] += 1
-                elif is_valid(schema, done.text):
-                    row["valid"] += 1
-                else:
-                    row["invalid"] += 1
-                    failures.append(f"file {index}, {limit} tokens, jump {jump}: {done.text[:200]!r} {done.notes}")
-            equal[limit] += outputs[0] == outputs[1]
-    lines = [
-        f"SmolLM2-135M-Instruct, fp32, 2 threads, greedy, batch 1: {num_schemas} MaskBench schemas (seed "
-        f"{arguments.seed}), {num_refused} more refused",
-        "",
-        "| max_new_tokens | jump-forward | valid | invalid | no document fits | tokens | forced | forwards | s "
-        "| off / on | same output |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for limit in limits:
-        for jump in (True, False):
-            row = counts[limit, jump]
-            lines.append(
-                f"| {limit} | {'on' if jump else 'off'} | {row['valid']} | {row['invalid']} | {row['fits not']} | "
-                f"{row['tokens']} | {row['forced']} | {row['forwards']} | {seconds[limit, jump]:.1f} | "
-                f"{seconds[limit, False] / max(seconds[limit, True], 1e-9):.2f} | {equal[limit]} of {num_schemas} |"
-            )
+    records: dict[int, dict[str, Any]] = {}
+    if arguments.records is not None and arguments.records.exists():
+        records = {line["index"]: line for line in map(json.loads, arguments.records.read_text().splitlines())}
+
+    def finished() -> bool:
+        return sum("runs" in record for record in records.values()) >= arguments.schemas
+
+    if not finished():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        path = smollm2_path()
+        assert path is not None, "run `infercore demo` once: it fetches SmolLM2"
+        torch.set_num_threads(2)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        engine = Engine(model, tokenizer)
+        run_group(engine, tokenizer, {0: {"type": "integer"}}, [4], True)  # loads code
+        begin = time.perf_counter()
+        files = maskbench(4 * arguments.schemas, arguments.seed)
+        index = 0
+        while not finished() and time.perf_counter() - begin < arguments.seconds:
+            group: dict[int, Any] = {}
+            while len(group) < arguments.batch and not finished() and index < len(files):
+                schema = files[index]["schema"]
+                if index not in records:
+                    try:
+                        json_schema(schema).bind(engine.vocabulary)
+                        group[index] = schema
+                    except GrammarError as error:
+                        records[index] = {"index": index, "refused": str(error)[:200]}
+                index += 1
+            num_taken = sum("runs" in record for record in records.values())
+            group = dict(list(group.items())[: arguments.schemas - num_taken])
+            if not group:
+                break
+            done = run_group(engine, tokenizer, group, limits, len(records) // arguments.batch % 2 == 0)
+            records |= {i: {"index": i, **record} for i, record in done.items()}
+            if arguments.records is not None:
+                arguments.records.write_text("".join(json.dumps(record) + "\n" for record in records.values()))
+    lines, failures = table(records, limits, arguments)
     print("\n".join([*lines, "", *failures]))
     if arguments.save:
         (Path(__file__).parent / "results" / "constrained-model.md").write_text("\n".join(lines) + "\n")
