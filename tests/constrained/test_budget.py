@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.constrained.schemas import schemas
-from tests.constrained.vocab import EOS, VOCABULARY
+from tests.constrained.vocab import EOS, VOCABULARY, walk
 
 from infercore.constrained import allocate_bitmask, choices, json_schema, regex
 from infercore.errors import EmptyGrammar, GrammarLimitError, UnsupportedSchema
@@ -97,3 +97,17 @@ def test_least_tokens_of_known_documents():
         state = grammar.advance(state, VOCABULARY.token_bytes.index(token))
     assert grammar.min_tokens(state) == 0
     assert grammar.min_tokens(grammar.advance(state, EOS)) == 0
+
+
+@settings(max_examples=20)
+@given(schemas, st.integers(0, 1000))
+def test_what_fits_is_what_the_least_tokens_say(schema, seed):
+    try:
+        grammar = json_schema(schema).bind(VOCABULARY)
+        rng = np.random.default_rng(seed)
+        for state in walk(grammar, lambda ids: int(rng.choice(ids)), 5):
+            least = grammar.min_tokens(state)
+            for budget in (0, least - 1, least, least + 1, 40, 10_000):
+                assert grammar.fits(state, budget) == (least <= budget)
+    except (EmptyGrammar, UnsupportedSchema, GrammarLimitError):
+        return

@@ -26,6 +26,16 @@ _MANY = 3000  # tokens that are looked at one by one
 _ESCAPE_TOKENS = 14  # tokens that finish what a token has begun at most: 3 bytes of a character, or \\uXXXX\\uXXXX
 
 
+class _Ends(NamedTuple):
+    """Where the tokens lead that a config allows."""
+
+    token_ids: npt.NDArray[np.int64]  # those looked at one by one
+    ends: npt.NDArray[np.int32]  # different configs behind them
+    end_of: npt.NDArray[np.int64]  # of each token, index in `ends`
+    string: tuple[int, int, int] | None  # the JSON string that all other tokens continue
+    most_bytes: int  # completions behind any token are no longer than this
+
+
 class _Needs(NamedTuple):
     """How many tokens finish the output behind each token that a state allows."""
 
@@ -43,6 +53,7 @@ class Budgets:
         self.grammar = grammar
         self.completions = Completions(grammar.machine)
         self._plans: dict[int, list[int] | None] = {}
+        self._ends: dict[int, _Ends] = {}
         self._needs: dict[int, _Needs] = {}
         self._config_needs: dict[int, int] = {}
 
@@ -68,16 +79,33 @@ class Budgets:
         plan = self.plan(state)
         return NEVER if plan is None else len(plan)
 
+    def fits(self, state: int, budget: int) -> bool:
+        """Whether the output can be finished in `budget` tokens. Where that is plain, nothing is cut into tokens."""
+        text = self.completions.of_config(self.grammar.config(state))
+        if text is not None and self._has_bytes and len(text) + self._margin <= budget:
+            return True
+        return self.min_tokens(state) <= budget
+
+    @property
+    def _has_bytes(self) -> bool:
+        """Every byte is a token, so no text takes more tokens than it has bytes."""
+        return self.grammar.vocabulary.has_all_bytes
+
+    @property
+    def _margin(self) -> int:
+        return _MARGIN if self.grammar.machine.records_all else 0
+
     def restrict(self, state: int, budget: int, words: npt.NDArray[np.uint32]) -> None:
         """Clear in `words`, the mask of `state`, what cannot be finished in `budget` tokens.
 
         Where even the plan takes more, the mask is left as it is.
         """
+        left, margin = budget - 1, self._margin
+        if self._has_bytes and self._ends_of(state).most_bytes + margin <= left:
+            return
         if self.min_tokens(state) > budget:
             return
         needs = self._needs_of(state)
-        left = budget - 1
-        margin = _MARGIN if self.grammar.machine.records_all else 0
         if left >= needs.most + margin:
             return
         vocabulary = self.grammar.vocabulary
@@ -94,25 +122,37 @@ class Budgets:
         if plan:
             words[plan[0] >> 5] |= np.uint32(1 << (plan[0] & 31))
 
-    def _needs_of(self, state: int) -> _Needs:
-        grammar, vocabulary = self.grammar, self.grammar.vocabulary
-        machine = grammar.machine
+    def _ends_of(self, state: int) -> _Ends:
+        grammar, vocabulary, machine = self.grammar, self.grammar.vocabulary, self.grammar.machine
         config = grammar.config(state)
-        found = self._needs.get(config)
+        found = self._ends.get(config)
         if found is not None:
             return found
         mask = grammar.mask(state) & ~vocabulary.eos_mask
         string = machine.string_at(config)
-        clean = other = 0
-        closing = False
+        most = 0
         if string is not None and int(np.bitwise_count(mask & vocabulary.body_mask).sum()) > _MANY:
-            clean = self._bound(state, config, *string)
-            other = clean + _ESCAPE_TOKENS
             mask = mask & ~vocabulary.body_mask
-            closing = True
+            most = self._body_bytes(config, *string) + _ESCAPE_TOKENS
+        else:
+            string = None
         ids = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-        ends, inverse = np.unique(grammar.ends(config, mask, closing=closing)[ids], return_inverse=True)
-        needs = np.array([self._min_tokens_of(end) for end in ends.tolist()], np.int64)[inverse]
+        ends, end_of = np.unique(grammar.ends(config, mask, closing=string is not None)[ids], return_inverse=True)
+        for end in ends.tolist():
+            text = self.completions.of_config(end)
+            most = max(most, NEVER if text is None else len(text))
+        found = self._ends[config] = _Ends(ids, ends, end_of, string, most)
+        return found
+
+    def _needs_of(self, state: int) -> _Needs:
+        config = self.grammar.config(state)
+        found = self._needs.get(config)
+        if found is not None:
+            return found
+        ids, ends, end_of, string, _ = self._ends_of(state)
+        clean = 0 if string is None else self._bound(state, config, *string)
+        other = 0 if string is None else clean + _ESCAPE_TOKENS
+        needs = np.array([self._min_tokens_of(end) for end in ends.tolist()], np.int64)[end_of]
         most = max(clean, other, int(needs.max(initial=0)))
         found = self._needs[config] = _Needs(ids, needs, clean, other, most)
         return found
@@ -139,6 +179,20 @@ class Budgets:
             tokens = None if ending is None else self._tokens(ending)
             most = max(most, NEVER if tokens is None else len(tokens) + 1)
         return most
+
+    def _body_bytes(self, config: int, spec: int, text: int, count: int) -> int:
+        """Bytes that finish the output at most, behind a token of whole characters that continues a JSON string."""
+        machine = self.grammar.machine
+        if text != machine.tables.header[c.ANY_CONFIG] and int(machine.tables.specs[spec, c.CLOSE]) == c.KEY_DONE:
+            return max(
+                (NEVER if end is None else len(end) + 1 for end in self.completions.after_keys(config)), default=0
+            )
+        ending = self.completions.of_config(config)
+        if ending is None:
+            return NEVER
+        missing = max(int(machine.tables.specs[spec, c.MIN_LEN]) - count, 0)
+        any_text = text == machine.tables.header[c.ANY_CONFIG]
+        return len(ending) + missing + (0 if any_text else 6 * self.grammar.farthest(text))
 
     def _text(self, state: int) -> bytes | None:
         """Bytes that complete the output, followed to their end: what is in the way by then is planned anew."""

@@ -151,6 +151,10 @@ class Grammar:
         """
         return 0 if state == FINAL else self._budgets.min_tokens(state)
 
+    def fits(self, state: int, budget: int) -> bool:
+        """Whether the output can be finished in `budget` tokens: `min_tokens(state) <= budget`, often much faster."""
+        return state == FINAL or self._budgets.fits(state, budget)
+
     def is_accepting(self, state: int) -> bool:
         """Whether an end token may come next."""
         return state == FINAL or self.machine.accepts(self.config(state))

@@ -123,6 +123,11 @@ class Vocabulary:
         return {token: i for i, token in reversed(list(enumerate(self.token_bytes))) if token}
 
     @cached_property
+    def has_all_bytes(self) -> bool:
+        """Whether every byte is a token of its own."""
+        return all(bytes([byte]) in self.ids_by_bytes for byte in range(256))
+
+    @cached_property
     def max_length(self) -> int:
         """No token adds more code points to a text than this."""
         return self.max_token_size

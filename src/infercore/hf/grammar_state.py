@@ -87,7 +87,7 @@ class IntGrammarState:
         after = self.state
         for token_id in forced.tolist():
             after = self.grammar.advance(after, token_id)
-        if len(forced) + self.grammar.min_tokens(after) > self.budget:
+        if not self.grammar.fits(after, self.budget - len(forced)):
             return np.empty(0, np.int32)
         return forced
 
