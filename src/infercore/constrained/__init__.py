@@ -11,10 +11,10 @@ and its states are plain ints, so a search, a batch or a draft tree may hold as 
     grammar.fill_bitmask([grammar.start], bitmask)          # 1 = allowed
     state = grammar.advance(grammar.start, token_id)        # -1 = refused
 
-Reading order: `api.py` (what may be said), `grammar.py` (the contract), `matcher.py`, `vocabulary.py`, `trie.py`, `machine.py` and
-`_compiled.py` (the lazy pushdown), `regex_syntax.py`, `regex.py`, `utf8.py`, `schema/` (JSON Schema to states),
-`lower.py`, `limits.py`, `bitmask.py`; `envelope.py` (tool calls), `budget.py` and `completion.py` (outputs that are
-whole when their tokens run out), `dot.py`; `adapters.py` and `outlines.py` (engines of others).
+Reading order: `api.py` (what may be said), `grammar.py` (the contract), `matcher.py`, `vocabulary.py`, `trie.py`,
+`machine.py` and `_compiled.py` (the lazy pushdown), `regex_syntax.py`, `regex.py`, `utf8.py`, `schema/` (JSON Schema
+to states), `lower.py`, `limits.py`, `bitmask.py`; `envelope.py` (tool calls), `budget.py` and `completion.py` (outputs
+that are whole when their tokens run out), `dot.py`; `adapters.py` and `outlines.py` (engines of others).
 """
 
 from infercore.constrained.api import choices, json_schema, regex
