@@ -35,7 +35,7 @@ def assert_close_to_float64(found, x, weight, bias):
 def test_the_loops_give_what_float64_gives(with_bias, num_threads):
     with awake(num_threads):
         for outputs, inputs in SHAPES:
-            for num_rows in (1, 2, 3, 4, 5, 6, 7, 8, 17, MAX_ROWS):
+            for num_rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 17, MAX_ROWS):
                 x, weight, bias = problem(num_rows, outputs, inputs, with_bias)
                 found = linear(x, weight, bias, impl="cpu")
                 assert found.shape == (1, num_rows, outputs)

@@ -1,8 +1,9 @@
 """Products of a few rows with a weight matrix in float32, and how several threads share one.
 
-The weights are read once, in order, at what memory gives; rows wait in the caches. One row takes one output at a time:
-a single stream of memory. More rows take tiles of 4 rows x 4 outputs, so that each number loaded serves four times, and
-ask for the next four outputs' weights while they work: without that, memory rests while the tile is computed.
+The weights are read once, in order, at what memory gives; rows wait in the caches. Up to 8 rows take one output at a
+time, a single stream of memory, and ask for what comes 8 kB later. More rows take tiles of 4 rows x 4 outputs, so that
+each number loaded serves four times, and ask for the next four outputs' weights while they work: without that, memory
+rests while the tile is computed.
 
 Threads share a product through one array of int64, the board. Its first number is the ticket, product << 32 | next
 chunk: whoever raises it by compare-and-swap may compute that chunk. A helper that is late, or that the operating system
@@ -24,6 +25,7 @@ from infercore._jit import (
     prefetch,
 )
 
+_AHEAD = 8192  # bytes; 4 and 16 kB were as fast or slower (docs/log/hf.md)
 RING = 4  # descriptions of products: a helper may still look at an old one while the next is written
 _LINE = 8  # int64 a cache line: what different threads write lies in different lines
 _ASLEEP, _FIRST = _LINE, 2 * _LINE
@@ -38,15 +40,18 @@ _MASK = (1 << 32) - 1
 def multiply(x, weight, bias, out, first, last):
     """out[:, first:last] = x @ weight[first:last].T + bias; `bias` of length 0: none."""
     num_rows, width = x.shape
-    n = first
     if num_rows == 1:
-        while n < last:
-            total = np.float32(0)
-            for k in range(width):
-                total += x[0, k] * weight[n, k]
-            out[0, n] = total
-            n += 1
+        _stream_of_1(x, weight, out, first, last)
+    elif num_rows == 2:
+        _stream_of_2(x, weight, out, first, last)
+    elif num_rows <= 4:
+        _stream_of_4(x, weight, out, first, last)
+    elif num_rows <= 6:
+        _stream_of_6(x, weight, out, first, last)
+    elif num_rows <= 8:
+        _stream_of_8(x, weight, out, first, last)
     else:
+        n = first
         base = weight.ctypes.data
         num_lines = 4 * width * 4 // 64
         lines_per_tile = num_lines * 4 // num_rows + 1
@@ -80,6 +85,107 @@ def multiply(x, weight, bias, out, first, last):
         for r in range(num_rows):
             for n in range(first, last):
                 out[r, n] += bias[n]
+
+
+@compiled_float
+@typing.no_type_check
+def _ask_ahead(weight, n):
+    """Prefetch as many bytes as output n has, `_AHEAD` after it; past the end that is harmless."""
+    width = weight.shape[1]
+    start = weight.ctypes.data + n * width * 4 + _AHEAD
+    for line in range(width // 16):
+        prefetch(start + 64 * line)
+
+
+@compiled_float
+@typing.no_type_check
+def _stream_of_1(x, weight, out, first, last):
+    width = weight.shape[1]
+    for n in range(first, last):
+        _ask_ahead(weight, n)
+        a = np.float32(0)
+        for k in range(width):
+            a += x[0, k] * weight[n, k]
+        out[0, n] = a
+
+
+@compiled_float
+@typing.no_type_check
+def _stream_of_2(x, weight, out, first, last):
+    width = weight.shape[1]
+    for n in range(first, last):
+        _ask_ahead(weight, n)
+        a = np.float32(0)
+        b = a
+        for k in range(width):
+            w = weight[n, k]
+            a += x[0, k] * w
+            b += x[1, k] * w
+        out[0, n], out[1, n] = a, b
+
+
+@compiled_float
+@typing.no_type_check
+def _stream_of_4(x, weight, out, first, last):
+    """3 or 4 rows: a row that is not there is the last one once more."""
+    width, end = weight.shape[1], x.shape[0] - 1
+    r1, r2, r3 = 1, min(2, end), min(3, end)
+    for n in range(first, last):
+        _ask_ahead(weight, n)
+        a = np.float32(0)
+        b, c, d = a, a, a
+        for k in range(width):
+            w = weight[n, k]
+            a += x[0, k] * w
+            b += x[r1, k] * w
+            c += x[r2, k] * w
+            d += x[r3, k] * w
+        out[0, n], out[r1, n], out[r2, n], out[r3, n] = a, b, c, d
+
+
+@compiled_float
+@typing.no_type_check
+def _stream_of_6(x, weight, out, first, last):
+    """5 or 6 rows."""
+    width, end = weight.shape[1], x.shape[0] - 1
+    r1, r2, r3, r4, r5 = 1, 2, 3, min(4, end), min(5, end)
+    for n in range(first, last):
+        _ask_ahead(weight, n)
+        a = np.float32(0)
+        b, c, d, e, f = a, a, a, a, a
+        for k in range(width):
+            w = weight[n, k]
+            a += x[0, k] * w
+            b += x[r1, k] * w
+            c += x[r2, k] * w
+            d += x[r3, k] * w
+            e += x[r4, k] * w
+            f += x[r5, k] * w
+        out[0, n], out[r1, n], out[r2, n], out[r3, n], out[r4, n], out[r5, n] = a, b, c, d, e, f
+
+
+@compiled_float
+@typing.no_type_check
+def _stream_of_8(x, weight, out, first, last):
+    """7 or 8 rows."""
+    width, end = weight.shape[1], x.shape[0] - 1
+    r1, r2, r3, r4, r5, r6, r7 = 1, 2, 3, 4, 5, min(6, end), min(7, end)
+    for n in range(first, last):
+        _ask_ahead(weight, n)
+        a = np.float32(0)
+        b, c, d, e, f, g, h = a, a, a, a, a, a, a
+        for k in range(width):
+            w = weight[n, k]
+            a += x[0, k] * w
+            b += x[r1, k] * w
+            c += x[r2, k] * w
+            d += x[r3, k] * w
+            e += x[r4, k] * w
+            f += x[r5, k] * w
+            g += x[r6, k] * w
+            h += x[r7, k] * w
+        out[0, n], out[r1, n], out[r2, n], out[r3, n] = a, b, c, d
+        out[r4, n], out[r5, n], out[r6, n], out[r7, n] = e, f, g, h
 
 
 @compiled_float
