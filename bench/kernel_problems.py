@@ -78,11 +78,11 @@ class Problem:
             "position_ids": torch.cat([depth + c for c in self.context_lens]),
             "row_starts": torch.arange(0, total + 1, n, dtype=torch.int32),
             "context_lens": torch.tensor(self.context_lens, dtype=torch.int32),
-            "num_causal_rows": torch.zeros(shape.batch, dtype=torch.int32),
+            "num_causal_rows": torch.full((shape.batch,), int(n == 1), dtype=torch.int32),
             "block_table": table,
-            "ancestor_bits": bits.repeat(shape.batch, 1),
+            "ancestor_bits": bits.repeat(shape.batch, 1) if n > 1 else None,  # single rows are no tree
         }
-        self.rows: dict[str, Any] = {name: t.to(device) for name, t in tensors.items()}
+        self.rows: dict[str, Any] = {name: t if t is None else t.to(device) for name, t in tensors.items()}
         pool = (sum(pages) + 1, PAGE_SIZE, KV_HEADS, DIM)
         self.pools = [
             (torch.randn(pool, device=device, dtype=dtype), torch.randn(pool, device=device, dtype=dtype))

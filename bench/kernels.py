@@ -11,6 +11,7 @@ bandwidth measured in the same run stands in the header. FlashInfer and SGLang p
 """
 
 import argparse
+import gc
 import statistics
 import subprocess
 import time
@@ -312,6 +313,8 @@ def main() -> None:
 
     for shape in ANCHORS if options.quick else ANCHORS + FURTHER:
         rows.append(measure(shape, rounds))
+        gc.collect()
+        torch.cuda.empty_cache()  # the next shape's pools get memory of their own, not pieces of these
         torch.cuda.empty_cache()
         print(report(rows[-1:]), flush=True)
         if options.save:

@@ -31,7 +31,7 @@ def compile_kernel(kernel, capability: int, types: dict[str, str], constants: di
     )
 
 
-def attend(capability: int, *, pool="bf16", k_dim=128, v_dim=128, page_size=16, config=(64, 64, 3, 4), merges=True,
+def attend(capability: int, *, pool="bf16", k_dim=128, v_dim=128, page_size=16, config=(64, 64, 3, 4),
            split_keys=0, features=(), group=4):  # fmt: skip
     block_m, block_n, stages, warps = config
     overlap = capability >= 90
@@ -50,15 +50,13 @@ def attend(capability: int, *, pool="bf16", k_dim=128, v_dim=128, page_size=16, 
         "K_DIM": k_dim, "K_PAD": max(16, triton.next_power_of_2(k_dim)), "PAGE_SIZE": page_size,
         "STAGES": stages, "BLOCK_N": block_n, "ITEM_FIELDS": 16, "SPLIT_KEYS": split_keys, "OWN_TAIL": 16,
         "HAS_WINDOW": "window" in features, "HAS_SOFTCAP": "softcap" in features,
-        "HAS_BITS": "no bits" not in features, "MERGES": merges,
+        "HAS_BITS": "no bits" not in features,
         "SMALL_POOL": "big pool" not in features,
         "PRECISION": "ieee" if pool == "fp32" else "tf32",
     }  # fmt: skip
     pdl = {"launch_pdl": True} if overlap else {}
     kernel = _module("tree_attention")._attend_kernel
     attended = compile_kernel(kernel, capability, types, constants, num_warps=warps, **pdl)
-    if not merges:
-        return (attended,)
     constants = shape | {
         "HEADS": 8 * group, "V_BLOCK": 128, "ROW_FIELDS": 8, "UNITS": 4, "SPLITS": 4, "HAS_GROUPS": "groups" in features
     }  # fmt: skip
@@ -117,7 +115,7 @@ KERNELS = {
     "plan": plan,
     "decode": lambda c: attend(c, config=(16, 64, 4, 4), features=("no bits",)),
     "tree": lambda c: attend(c, config=(64, 64, 3, 4), features=("groups",)),
-    "prefill": lambda c: attend(c, config=(128, 64, 3, 8), merges=False, features=("no bits",)),
+    "prefill": lambda c: attend(c, config=(128, 64, 3, 8), features=("no bits",)),
     "everything, head size 80 and 96": lambda c: attend(
         c, pool="fp16", k_dim=80, v_dim=96, page_size=1, features=("window", "softcap", "sinks"), group=3
     ),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from infercore.kernels.tree_attention.config import INVARIANT_SPLIT_KEYS, Config, choose_config, device_limits
 from infercore.kernels.tree_attention.rows import PreparedRows
-from infercore.kernels.tree_attention.triton_merge import Partials, allocate, merge
+from infercore.kernels.tree_attention.triton_merge import allocate, merge
 from infercore.kernels.tree_attention.triton_plan import ITEM_FIELDS, PlanKey, most_splits, work_plan
 
 _LOG2_E = 1.4426950408889634
@@ -79,9 +79,9 @@ def tree_attention(
         INVARIANT_SPLIT_KEYS if batch_invariant else 0,
         sliding_window or 0,
     )
-    plan = work_plan(rows, key)
+    plan, plan_is_new = work_plan(rows, key)
     merges = most_splits(rows, key) > 1 or plan.has_groups
-    partials = allocate(plan, out, kv_heads=kv_heads, block_m=config.block_m) if merges else Partials(out, out, out)
+    partials = allocate(plan.num_items * kv_heads if merges else 1, out, block_m=config.block_m)
     has_bits = rows.ancestor_bits is not None
     scale_log2 = scaling * _LOG2_E if softcap is None else 2 * scaling * _LOG2_E / softcap
     overlap = {"launch_pdl": True} if can_overlap else {}
@@ -106,6 +106,7 @@ def tree_attention(
             query.stride(1),
             rows.block_table.stride(0),
             rows.ancestor_bits.stride(0) if rows.ancestor_bits is not None else 0,
+            int(plan_is_new),
             KV_HEADS=kv_heads,
             GROUP=group,
             K_DIM=k_dim,
@@ -123,7 +124,6 @@ def tree_attention(
             HAS_SOFTCAP=softcap is not None,
             HAS_SINKS=sinks is not None,
             HAS_BITS=has_bits,
-            MERGES=merges,
             HAS_MAGNITUDE=partials.magnitude is not partials.lse,
             PRECISION=_precision(query),
             SMALL_POOL=max(k_pages.numel(), v_pages.numel()) < 2**31,
@@ -233,46 +233,95 @@ def _accumulate(
 
 @triton.jit
 @typing.no_type_check
-def _visible(
-    key, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
-    sliding_window, HAS_WINDOW: tl.constexpr, HAS_BITS: tl.constexpr,
-):  # fmt: skip
-    """[rows, keys]: which keys a row sees, by the contract of the op."""
-    own = key - context_len  # which row of the sequence a key belongs to; negative: the prefix
-    inside = own < num_own
-    visible = own[None, :] <= row[:, None]
+def _lowest_bits(count):
+    """A word whose `count` lowest bits are set; none below 0, all from 32 on."""
+    count = tl.minimum(tl.maximum(count, 0), 32)
+    return tl.where(count == 32, -1, (1 << tl.minimum(count, 31)) - 1)
+
+
+@triton.jit
+@typing.no_type_check
+def _visible_word(own, bits_row_ptr, row, row_inside, num_causal, num_own, HAS_BITS: tl.constexpr):
+    """[rows] int32: which of 32 keys a row sees by the contract of the op, windows aside.
+
+    `own` says which row of the sequence the first of these keys belongs to; keys below 0 are the prefix.
+    """
+    word = _lowest_bits(row + 1 - own)
     if HAS_BITS:
-        node = own - num_causal
-        is_tree = (row >= num_causal) & row_inside
-        asked = is_tree[:, None] & ((node >= 0) & inside)[None, :]
-        word = tl.load(bits_row_ptr[:, None] + (node // 32)[None, :], mask=asked, other=0)
-        by_bits = ((word >> (tl.maximum(node, 0) % 32)[None, :]) & 1) != 0
-        visible = tl.where(is_tree[:, None], (node < 0)[None, :] | by_bits, visible)
-    visible = visible & inside[None, :] & row_inside[:, None]
+        node = own - num_causal  # the tree's first node has bit 0 of its rows' first word
+        is_tree = row >= num_causal
+        at = tl.zeros_like(row) + (node >> 5)
+        asked = is_tree & row_inside
+        num_nodes = num_own - num_causal
+        low = tl.load(bits_row_ptr + at, mask=asked & (at >= 0) & (at * 32 < num_nodes), other=0)
+        high = tl.load(bits_row_ptr + at + 1, mask=asked & (at >= -1) & (at * 32 + 32 < num_nodes), other=0)
+        shift = node & 31
+        low = low.to(tl.uint32, bitcast=True) >> shift.to(tl.uint32)
+        high = (high.to(tl.uint32, bitcast=True) << 1) << (31 - shift).to(tl.uint32)
+        nodes = (low | high).to(tl.int32, bitcast=True) | _lowest_bits(-node)
+        word = tl.where(is_tree, nodes, word)
+    return tl.where(row_inside, word & _lowest_bits(num_own - own), 0)
+
+
+@triton.jit
+@typing.no_type_check
+def _or(a, b):
+    return a | b
+
+
+@triton.jit
+@typing.no_type_check
+def _visible(
+    block, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
+    sliding_window, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_BITS: tl.constexpr,
+):  # fmt: skip
+    """[rows, keys]: which keys of a block a row sees; [keys]: which some row sees."""
+    block_key = tl.arange(0, BLOCK_N)
+    own = block * BLOCK_N - context_len
+    word = _visible_word(own, bits_row_ptr, row, row_inside, num_causal, num_own, HAS_BITS)
+    words = word[:, None]
+    any_word = tl.reduce(word, 0, _or)
+    for w in tl.static_range(1, (BLOCK_N + 31) // 32):
+        word = _visible_word(own + 32 * w, bits_row_ptr, row, row_inside, num_causal, num_own, HAS_BITS)
+        words = tl.where((block_key < 32 * w)[None, :], words, word[:, None])
+        any_word = tl.where(block_key < 32 * w, any_word, tl.reduce(word, 0, _or))
+    visible = ((words >> (block_key & 31)[None, :]) & 1) != 0
+    seen = ((any_word >> (block_key & 31)) & 1) != 0
     if HAS_WINDOW:
-        own_position = tl.load(position_ids_ptr + start + own, mask=(own >= 0) & inside, other=0).to(tl.int32)
-        key_position = tl.where(own < 0, key, own_position)
+        own_key = own + block_key
+        is_own = (own_key >= 0) & (own_key < num_own)
+        own_position = tl.load(position_ids_ptr + start + own_key, mask=is_own, other=0).to(tl.int32)
+        key_position = tl.where(own_key < 0, own_key + context_len, own_position)
         visible = visible & (row_position[:, None] - key_position[None, :] < sliding_window)
-    return visible
+        seen = tl.max(visible.to(tl.int32), 0) > 0
+    return visible, seen
+
+
+@triton.jit
+@typing.no_type_check
+def _page_ids(table_ptr, block, end_key, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr):
+    """[BLOCK_N]: the pages of a block's keys, of those before `end_key`."""
+    key = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    return tl.load(table_ptr + key // PAGE_SIZE, mask=key < end_key, other=0)
 
 
 @triton.jit
 @typing.no_type_check
 def _masked_block(
-    q, high, total, acc, key, k_pages_ptr, v_pages_ptr, table_ptr, position_ids_ptr, bits_row_ptr, start, row,
-    row_inside, row_position, h, context_len, num_causal, num_own, scale_log2, softcap, sliding_window, k_dim, v_dim,
+    q, high, total, acc, block, page, k_pages_ptr, v_pages_ptr, position_ids_ptr, bits_row_ptr, start, row, row_inside,
+    row_position, h, context_len, num_causal, num_own, scale_log2, softcap, sliding_window, k_dim, v_dim,
     KV_HEADS: tl.constexpr, K_DIM: tl.constexpr, V_DIM: tl.constexpr, K_PAD: tl.constexpr, V_PAD: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, HAS_BITS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    HAS_BITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys of which some rows may see only some."""
-    visible = _visible(
-        key, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
-        sliding_window, HAS_WINDOW, HAS_BITS,
+    """One block of keys, in the pages `page`, of which some rows may see only some."""
+    visible, seen = _visible(
+        block, position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, context_len, num_causal, num_own,
+        sliding_window, BLOCK_N, HAS_WINDOW, HAS_BITS,
     )  # fmt: skip
-    seen = tl.max(visible.to(tl.int32), 0) > 0  # what nobody sees may be NaN, and 0 x NaN is NaN
-    page = tl.load(table_ptr + key // PAGE_SIZE, mask=seen, other=0).to(tl.int64)
-    slot_head = (page * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + h
+    key = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    slot_head = (page.to(tl.int64) * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + h
+    # What nobody sees is not read: it may be NaN, and 0 x NaN is NaN.
     k = _load_rows(k_pages_ptr, slot_head, k_dim, seen, K_DIM, K_PAD, True)
     v = _load_rows(v_pages_ptr, slot_head, v_dim, seen, V_DIM, V_PAD, True)  # before the scores: both loads in flight
     scores = _scores(q, k, scale_log2, softcap, HAS_SOFTCAP, PRECISION)
@@ -280,7 +329,7 @@ def _masked_block(
     return _accumulate(scores, scale_log2, v, high, total, acc, HAS_SOFTCAP, PRECISION, True)
 
 
-@triton.jit(do_not_specialize=["table_stride", "bits_stride", "sliding_window"])
+@triton.jit(do_not_specialize=["table_stride", "bits_stride", "sliding_window", "plan_is_new"])
 @typing.no_type_check
 def _attend_kernel(
     query_ptr,  # [rows, KV_HEADS * GROUP, K_DIM], strided
@@ -302,6 +351,7 @@ def _attend_kernel(
     query_head_stride,
     table_stride,
     bits_stride,
+    plan_is_new,  # 1: written by the launch in front of this one
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     K_DIM: tl.constexpr,
@@ -319,14 +369,14 @@ def _attend_kernel(
     HAS_SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     HAS_BITS: tl.constexpr,
-    MERGES: tl.constexpr,
     HAS_MAGNITUDE: tl.constexpr,
     PRECISION: tl.constexpr,
     SMALL_POOL: tl.constexpr,  # offsets into the pool fit 31 bits: half the arithmetic on addresses
     OVERLAP: tl.constexpr,
 ):
-    if OVERLAP:  # the launch began while the one before was ending; what that one wrote is there from here on
-        tl.extra.cuda.gdc_wait()
+    if OVERLAP:  # the launch began while the one before was ending, and sees what that one wrote from its wait on
+        if plan_is_new != 0:
+            tl.extra.cuda.gdc_wait()
     record = items_ptr + (tl.program_id(0) // KV_HEADS) * ITEM_FIELDS
     h = tl.program_id(0) % KV_HEADS
     table_row = tl.load(record)
@@ -340,6 +390,8 @@ def _attend_kernel(
     skipped_blocks = tl.load(record + 8)
     is_direct = tl.load(record + 9)
     if table_row < 0:  # more programs than work: the grid is a bound
+        if OVERLAP:
+            tl.extra.cuda.gdc_wait()
         return
     owns_keys = num_causal >= 0
     num_causal = tl.where(owns_keys, num_causal, num_own)  # rows without keys of their own are no tree rows
@@ -350,11 +402,6 @@ def _attend_kernel(
     k_dim = tl.arange(0, K_PAD)
     v_dim = tl.arange(0, V_PAD)
     global_row = (start + row).to(tl.int64)
-    q = tl.load(
-        query_ptr + global_row[:, None] * query_row_stride + head[:, None] * query_head_stride + k_dim[None, :],
-        mask=row_inside[:, None] & (k_dim < K_DIM)[None, :],
-        other=0.0,
-    )
     row_position = tl.load(position_ids_ptr + global_row, mask=row_inside, other=0).to(tl.int32)
 
     # Keys from first_key to last_key concern this tile; those from full_from to full_to are seen by all of its rows.
@@ -397,41 +444,46 @@ def _attend_kernel(
     table_ptr = block_table_ptr + table_row.to(tl.int64) * table_stride
     bits_row_ptr = ancestor_bits_ptr + global_row * bits_stride
     block_key = tl.arange(0, BLOCK_N)
-    if HAS_WINDOW:
-        for block in tl.range(low, full_low, num_stages=1):  # where the windows of the rows begin
-            key = block * BLOCK_N + block_key
-            high, total, acc = _masked_block(
-                q, high, total, acc, key, k_pages_ptr, v_pages_ptr, table_ptr,
-                position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal,
-                num_own, scale_log2, softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD,
-                PAGE_SIZE, HAS_WINDOW, HAS_SOFTCAP, HAS_BITS, PRECISION,
-            )  # fmt: skip
-    next_page = tl.load(
-        table_ptr + (full_low * BLOCK_N + block_key) // PAGE_SIZE,
-        mask=full_low * BLOCK_N + block_key < full_end * BLOCK_N,
-        other=0,
+    next_page = _page_ids(table_ptr, full_low, full_end * BLOCK_N, BLOCK_N, PAGE_SIZE)
+    masked_page = _page_ids(table_ptr, full_end, last_key, BLOCK_N, PAGE_SIZE)
+    if OVERLAP:
+        tl.extra.cuda.gdc_wait()
+    q = tl.load(
+        query_ptr + global_row[:, None] * query_row_stride + head[:, None] * query_head_stride + k_dim[None, :],
+        mask=row_inside[:, None] & (k_dim < K_DIM)[None, :],
+        other=0.0,
     )
+    if HAS_WINDOW:
+        page = _page_ids(table_ptr, low, last_key, BLOCK_N, PAGE_SIZE)
+        for block in tl.range(low, full_low, num_stages=1):  # where the windows of the rows begin
+            high, total, acc = _masked_block(
+                q, high, total, acc, block, page, k_pages_ptr, v_pages_ptr, position_ids_ptr, bits_row_ptr, start,
+                row, row_inside, row_position, h, context_len, num_causal, num_own, scale_log2, softcap,
+                sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD, PAGE_SIZE, BLOCK_N, HAS_WINDOW,
+                HAS_SOFTCAP, HAS_BITS, PRECISION,
+            )  # fmt: skip
+            page = _page_ids(table_ptr, block + 1, last_key, BLOCK_N, PAGE_SIZE)
     for block in tl.range(full_low, full_end, num_stages=STAGES):
         page = next_page if SMALL_POOL else next_page.to(tl.int64)
-        ahead = (block + 1) * BLOCK_N + block_key  # the next block's page ids arrive while this block is computed
-        next_page = tl.load(table_ptr + ahead // PAGE_SIZE, mask=ahead < full_end * BLOCK_N, other=0)
+        # The next block's page ids arrive while this block is computed. The bound is whole blocks: one test for all.
+        next_page = _page_ids(table_ptr, block + 1, full_end * BLOCK_N, BLOCK_N, PAGE_SIZE)
         slot_head = (page * PAGE_SIZE + (block * BLOCK_N + block_key) % PAGE_SIZE) * KV_HEADS + h
         k = _load_rows(k_pages_ptr, slot_head, k_dim, block_key, K_DIM, K_PAD, False)
         scores = _scores(q, k, scale_log2, softcap, HAS_SOFTCAP, PRECISION)
         v = _load_rows(v_pages_ptr, slot_head, v_dim, block_key, V_DIM, V_PAD, False)
         high, total, acc = _accumulate(scores, scale_log2, v, high, total, acc, HAS_SOFTCAP, PRECISION, False)
     for block in tl.range(full_end, end, num_stages=1):
-        key = block * BLOCK_N + block_key
         high, total, acc = _masked_block(
-            q, high, total, acc, key, k_pages_ptr, v_pages_ptr, table_ptr,
-            position_ids_ptr, bits_row_ptr, start, row, row_inside, row_position, h, context_len, num_causal,
-            num_own, scale_log2, softcap, sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD,
-            PAGE_SIZE, HAS_WINDOW, HAS_SOFTCAP, HAS_BITS, PRECISION,
+            q, high, total, acc, block, masked_page, k_pages_ptr, v_pages_ptr, position_ids_ptr, bits_row_ptr, start,
+            row, row_inside, row_position, h, context_len, num_causal, num_own, scale_log2, softcap,
+            sliding_window, k_dim, v_dim, KV_HEADS, K_DIM, V_DIM, K_PAD, V_PAD, PAGE_SIZE, BLOCK_N, HAS_WINDOW,
+            HAS_SOFTCAP, HAS_BITS, PRECISION,
         )  # fmt: skip
+        masked_page = _page_ids(table_ptr, block + 1, last_key, BLOCK_N, PAGE_SIZE)
 
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
-    if not MERGES or is_direct != 0:
+    if is_direct != 0:
         if HAS_SINKS:
             sink = tl.load(sinks_ptr + head).to(tl.float32) * 1.4426950408889634
             new_high = tl.maximum(high, sink)

@@ -29,9 +29,9 @@ class Partials:
     magnitude: Tensor  # float32: what `values` are to be multiplied by; `lse` itself if there is none
 
 
-def allocate(plan: WorkPlan, out: Tensor, *, kv_heads: int, block_m: int) -> Partials:
-    """Workspace for the partial results of `out`."""
-    count, v_dim, is_half = plan.num_items * kv_heads, out.shape[2], out.element_size() == 2
+def allocate(count: int, out: Tensor, *, block_m: int) -> Partials:
+    """Workspace for `count` partial results of `out`."""
+    v_dim, is_half = out.shape[2], out.element_size() == 2
     values = torch.empty(count, block_m, v_dim, dtype=torch.float16 if is_half else torch.float32, device=out.device)
     lse = torch.empty(count, block_m, dtype=torch.float32, device=out.device)
     return Partials(values, lse, torch.empty_like(lse) if is_half else lse)

@@ -51,8 +51,8 @@ class WorkPlan:
     has_groups: bool
 
 
-def work_plan(rows: PreparedRows, key: PlanKey) -> WorkPlan:
-    """The plan of a step, from `rows.plans` if a layer before has asked for it.
+def work_plan(rows: PreparedRows, key: PlanKey) -> tuple[WorkPlan, bool]:
+    """The plan of a step, from `rows.plans` if a layer before has asked for it, and whether this call has made it.
 
     Inside a CUDA graph's capture only plans made in that capture count: lengths are read anew by every replay. Rows
     that were prepared before the capture began are planned again by every call.
@@ -60,7 +60,7 @@ def work_plan(rows: PreparedRows, key: PlanKey) -> WorkPlan:
     keep = rows.captured or not _is_capturing(rows.position_ids)
     known: WorkPlan | None = rows.plans.get(key) if keep else None
     if known is not None:
-        return known
+        return known, False
     num_seqs = len(rows.context_lens)
     has_groups = rows.group_starts is not None and not key.sliding_window and not key.split_keys
     num_groups = len(rows.group_starts) - 1 if has_groups and rows.group_starts is not None else 0
@@ -100,7 +100,7 @@ def work_plan(rows: PreparedRows, key: PlanKey) -> WorkPlan:
     plan = WorkPlan(items, row_records, num_items, num_groups > 0)
     if keep:
         rows.plans[key] = plan
-    return plan
+    return plan, True
 
 
 def most_items(rows: PreparedRows, key: PlanKey, num_groups: int) -> int:
