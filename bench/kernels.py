@@ -315,7 +315,6 @@ def main() -> None:
         rows.append(measure(shape, rounds))
         gc.collect()
         torch.cuda.empty_cache()  # the next shape's pools get memory of their own, not pieces of these
-        torch.cuda.empty_cache()
         print(report(rows[-1:]), flush=True)
         if options.save:
             Path(options.save).with_suffix(".md").write_text(text())
