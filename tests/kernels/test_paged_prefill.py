@@ -45,9 +45,9 @@ def test_a_chunk_equals_the_causal_attention_of_torch_over_its_whole_text(random
 def test_it_checks_what_tree_attention_checks(random_problem):
     case = random_problem(CHUNKS).to(torch.float32)
     case.options["scaling"] = -1.0
-    with pytest.raises(ValueError, match="scaling is -1.0, expected a positive number"):
+    with pytest.raises(ValueError, match="expected a positive number such as"):
         call(case)
     case.options["scaling"] = 1.0
     case.rows["block_table"] = case.rows["block_table"][:, :1]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="block_table has 1 columns"):
         call(case)
