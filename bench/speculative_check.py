@@ -22,6 +22,7 @@ from speculative import DRAFTERS, add_common_arguments, commit, load_model, trac
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
+    parser.add_argument("--first", type=int, default=0, help="leave out so many, for runs in parts")
     parser.add_argument("--batch", type=int, default=8, help="prompts in one call")
     parser.add_argument("--drafter", choices=[*DRAFTERS, "all"], default="suffix + recycling")
     parser.add_argument("--fixed", type=int, default=0, help="trees of this many nodes instead of the controller")
@@ -32,7 +33,7 @@ def main() -> None:
 def check(arguments: argparse.Namespace) -> None:
     """Outputs with drafts against recorded HF greedy ones; where they part, the float64 gap of the two tokens there."""
     model, tokenizer = load_model(arguments.model)
-    recorded = traces(arguments.traces)[: arguments.questions]
+    recorded = traces(arguments.traces)[arguments.first :][: arguments.questions]
     lines = []
     for name in DRAFTERS if arguments.drafter == "all" else [arguments.drafter]:
         controller = FixedBudget(arguments.fixed) if arguments.fixed else SpeedController()
@@ -52,9 +53,10 @@ def check(arguments: argparse.Namespace) -> None:
                 if found != expected:
                     differing.append(f"question {trace['question_id']} {first_difference(model, trace, found)}")
             print(f"{name}: {start + len(some)} questions, differing: {differing}", flush=True)
+        which = f"{len(recorded)}, from {arguments.first + 1} on" if arguments.first else str(len(recorded))
         how = f"fixed {arguments.fixed}" if arguments.fixed else "controller"
         lines.append(
-            f"| {name} | {how} | {arguments.batch} | {len(recorded)} | {len(differing)} | {'; '.join(differing)} | "
+            f"| {name} | {how} | {arguments.batch} | {which} | {len(differing)} | {'; '.join(differing)} | "
             f"{engine.stats.accept_length:.2f} | {commit()} |"
         )
         if isinstance(controller, SpeedController):
