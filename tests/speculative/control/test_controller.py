@@ -23,6 +23,10 @@ def _flat(rows: int) -> float:
     return 0.008 * (1 + rows / 1000)
 
 
+def _nearly_flat(rows: int) -> float:
+    return 0.008 * (1 + (rows - 1) / 400)
+
+
 def _known(cost: Callable[[int], float]) -> CostCurve:
     curve = CostCurve()
     for rows in (1, 2, 4, 8, 16, 32, 64):
@@ -39,13 +43,18 @@ def _chain(token_ids: Any, chance: float) -> TokenTree:
 
 
 def _decode(
-    controller: Controller, cost: Callable[[int], float], segments: list[tuple[int, float]], *, oracle: bool = False
+    controller: Controller,
+    cost: Callable[[int], float],
+    segments: list[tuple[int, float]],
+    *,
+    oracle: bool = False,
+    seed: int = 0,
 ) -> list[tuple[int, int, int, float]]:
     """Decode a text whose drafts are right with a given chance per segment of tokens.
 
     Returns per step: segment, nodes verified, tokens gained, cost. The oracle drafts where that chance is not 0.
     """
-    rng, noise = np.random.default_rng(0), np.random.default_rng(1)
+    rng, noise = np.random.default_rng(0), np.random.default_rng(1 + seed)
     ends = np.cumsum([length for length, _ in segments])
     text = rng.integers(0, 1000, ends[-1] + 4 * WIDTH)
     position, steps = 0, []
@@ -83,6 +92,14 @@ def test_a_change_of_domain_costs_little_and_is_noticed_fast(curve: CostCurve | 
     assert sum(seconds for *_, seconds in bad) <= 1.02 * plain
     oracle = _decode(_free(_known(_cpu)), _cpu, segments, oracle=True)
     assert sum(seconds for *_, seconds in steps) <= 1.05 * sum(seconds for *_, seconds in oracle)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_costs_next_to_nothing_is_given_up_as_well_when_it_brings_nothing(seed: int) -> None:
+    """On a curve whose rows cost less than the noise of a step, only the misses tell that drafts are useless."""
+    steps = _decode(_free(), _nearly_flat, [(300, 0.8), (300, 0.0)], seed=seed)
+    bad = [step for step in steps if step[0] == 1]
+    assert not any(nodes for _, nodes, _, _ in bad[25:])
 
 
 def test_useless_drafts_are_never_much_slower_than_plain_decoding() -> None:

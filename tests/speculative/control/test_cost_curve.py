@@ -46,6 +46,37 @@ def test_longer_contexts_raise_sizes_that_were_not_run() -> None:
     assert curve.seconds(32) > 0.022
 
 
+def test_what_one_size_tells_about_longer_contexts_holds_for_others() -> None:
+    """Attention costs by row and context: what rows cost on top of one row doubles, and the one row does not change."""
+    curve = CostCurve()
+    measured = {1: 0.010, 4: 0.012, 8: 0.014, 16: 0.018}
+    for rows, seconds in measured.items():
+        curve.observe(rows, seconds)
+    noise = np.random.default_rng(0)
+    for _ in range(60):
+        curve.observe(1, 0.010 * noise.lognormal(0, 0.05))
+        curve.observe(8, 0.018 * noise.lognormal(0, 0.05))
+    assert curve.seconds(1) == pytest.approx(0.010, rel=0.07)
+    assert curve.seconds(8) == pytest.approx(0.018, rel=0.07)
+    assert curve.seconds(16) > 0.023, "though it was not run"
+
+
+def test_a_size_between_known_ones_is_not_judged_by_one_step() -> None:
+    curve = CostCurve()
+    for rows, seconds in ((1, 0.010), (8, 0.012)):
+        for _ in range(10):
+            curve.observe(rows, seconds)
+    curve.observe(4, 0.020)
+    assert curve.seconds(4) < 0.016
+
+
+def test_no_size_is_cheaper_than_the_smallest() -> None:
+    curve = CostCurve()
+    curve.observe(1, 0.012)
+    curve.observe(8, 0.010)
+    assert curve.seconds(8) == curve.seconds(1)
+
+
 def test_what_is_known_of_expensive_sizes_fades() -> None:
     curve = CostCurve()
     curve.observe(1, 0.01)

@@ -16,6 +16,7 @@ from infercore.speculative.types import Verdict
 _REQUEST_MEMORY = 0.8  # a request's own hits and misses fade by this per step
 _REQUEST_PRIOR = 0.5
 _MISS_BOUND = 3.0  # the rule of three: no hit in n tries leaves a chance of at most 3 / n, with 95% confidence
+_MANY_MISSES = 8  # in a row: from there on the bound falls faster than the rule of three
 _RATE_MEMORY = 0.98
 _CHEAP_DRAFT = 0.01  # of a plain step: drafts that cost less go on while nothing is verified
 _REST_STEPS = 12  # steps without drafting, between two steps that look whether drafting would pay again
@@ -211,10 +212,11 @@ class _Record:
         """What to take off a tree's chances; `first` is the chance that any of the root's children is right.
 
         1, falling steeply to 0 where fewer than half of the predicted hits come: the draft has lost the thread. And n
-        misses in a row leave no more than a chance of 3 / n for the next hit, whatever was predicted.
+        misses in a row leave no more than a chance of 3 / n for the next hit, whatever was predicted; of many, less:
+        where rows cost next to nothing, as on a GPU, even that would keep a useless draft alive for hundreds of steps.
         """
         share = (self.hits + _REQUEST_PRIOR) / (self.predicted + _REQUEST_PRIOR)
-        at_most = _MISS_BOUND / (self.num_misses + 1)
+        at_most = _MISS_BOUND / (self.num_misses + 1) * min(1.0, _MANY_MISSES / max(1, self.num_misses)) ** 3
         return min(min(1.0, 2 * share) ** 3, at_most / max(first, at_most))
 
 
