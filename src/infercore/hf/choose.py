@@ -109,7 +109,8 @@ def _best(rows: Tensor) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.int64]
     """
     if rows.device.type != "cpu" or rows.dtype not in (torch.float32, torch.float64):
         best, best_ids = rows.max(-1)
-        return best.float().cpu().numpy(), best_ids.cpu().numpy()
+        both = torch.stack((best.double(), best_ids.double())).cpu().numpy()  # one copy, one wait
+        return both[0], both[1].astype(np.int64)
     array = rows.detach().numpy()
     ids = array.argmax(-1)
     return array[np.arange(len(ids)), ids], ids

@@ -15,6 +15,7 @@ from infercore.hf.completion import completion_of
 from infercore.hf.cost_curve import cost_curve
 from infercore.hf.custom_generate import groups_of_copies, to_output, to_requests
 from infercore.hf.factory import Prompt, RequestFactory, as_prompts, copy_of
+from infercore.hf.graphs import StepGraphs
 from infercore.hf.handle import RequestHandle
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.pool_size import default_num_pages
@@ -46,6 +47,7 @@ class Engine:
         max_rows: rows of a forward, decoding ones included, that prefill may fill. None: 512 on a CPU, 2048 on a GPU.
         controller: decides how many draft tokens are worth verifying; None takes each request's `max_draft_nodes`.
         vocabulary: the tokenizer's tokens as bytes, for grammars; built from `tokenizer` at the first use if None.
+        cuda_graphs: run steps of up to 128 rows as CUDA graphs, see `warmup`; None: on a GPU, if the model allows it.
         policy: what leaves the prefix cache first, see `infercore.radix.eviction`; None: the least recently used.
         poison: fill freed pages with NaN, to show in tests that none is read.
 
@@ -63,6 +65,7 @@ class Engine:
         max_rows: int | None = None,
         controller: Controller | None = None,
         vocabulary: Any = None,
+        cuda_graphs: bool | None = None,
         policy: Policy | None = None,
         poison: bool = False,
     ) -> None:
@@ -74,6 +77,14 @@ class Engine:
         self.stats = EngineStats()
         self._scheduler = Scheduler(self.cache, max_running=max_running)
         on_gpu = self.device.type == "cuda"
+        if cuda_graphs and not on_gpu:
+            raise ValueError(
+                f"cuda_graphs is True, but the model is on {self.device}; move it to a GPU, or leave it out"
+            )
+        graphs = None
+        if on_gpu and cuda_graphs is not False:
+            most = self._model.max_positions or pages * page_size
+            graphs = StepGraphs(self._model, self.pool, max_seqs=max_running, max_tokens=most)
         self._stepper = Stepper(
             self._scheduler,
             self.pool,
@@ -81,6 +92,7 @@ class Engine:
             max_rows=max_rows or (2048 if on_gpu else 512),
             controller=controller,
             stats=self.stats,
+            graphs=graphs,
         )
         self._factory = RequestFactory(tokenizer, self.model.generation_config, self.vocab_size, vocabulary)
         self._handles: dict[int, RequestHandle] = {}
@@ -252,6 +264,17 @@ class Engine:
         with self._lock:
             return cost_curve(self._model, refresh=refresh)
 
+    def warmup(self, *, batch: int = 8, rows: int = 128, progress: bool = True) -> float:
+        """Capture CUDA graphs ahead, for steps of up to `batch` requests and `rows` rows; returns the seconds it took.
+
+        Without it a graph is captured when a shape is first met, which makes that step slow. Drafts of n tokens make
+        1 + n rows of a request. On a CPU there is nothing to do.
+        """
+        with self._lock:
+            graphs = self._stepper.graphs
+            with torch.no_grad():
+                return 0.0 if graphs is None else graphs.warmup(max_seqs=batch, max_rows=rows, progress=progress)
+
     @property
     def vocabulary(self) -> Any:
         """The tokenizer's tokens as bytes (`infercore.constrained.Vocabulary`); grammars are bound to it."""
@@ -268,16 +291,19 @@ class Engine:
                 self._scheduler.running.remove(state)
                 self._scheduler.waiting.appendleft(state)
             self.cache.clear()
+            if self._stepper.graphs is not None:
+                self._stepper.graphs.clear()
 
     def report(self) -> str:
         """What the engine runs on, in a few lines: model, device, pool, compiled loops, requests."""
-        counts = self.cache.counts()
+        counts, graphs = self.cache.counts(), self._stepper.graphs
         size_mb = self.bytes_per_token * counts.total * self.cache.page_size / 2**20
         lines = [
             f"model      {self._model.describe()}",
             f"KV pool    {counts.total} pages of {self.cache.page_size} tokens ({size_mb:.0f} MiB): "
             f"{counts.free} free, {counts.cached} cached, {counts.in_use} in use",
             f"CPU loops  {_jit.status()}",
+            f"graphs     {graphs.describe() if graphs is not None else 'none: not on a GPU, or turned off'}",
             f"requests   {self.stats.num_requests} finished, {self.num_unfinished} unfinished, "
             f"{self.stats.num_preemptions} preemptions",
         ]

@@ -9,6 +9,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from infercore.errors import OutOfPages, RequestError
+from infercore.hf.graphs import StepGraphs
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows, build_plan
 from infercore.hf.pool_size import default_num_pages
@@ -16,6 +17,7 @@ from infercore.radix import KVPool, PrefixCache, Sequence
 from infercore.speculative import TokenTree
 
 _NO_TREE = TokenTree.empty()
+_MAX_SEQS = 32  # in a forward by CUDA graphs
 
 
 class ModelForward:
@@ -57,6 +59,10 @@ class ModelForward:
         self.cache = PrefixCache(pages, page_size, store=self._pool)
         self._max_rows = max_rows or (2048 if self._model.device.type == "cuda" else 512)
         self._sequences: dict[int, Sequence] = {}
+        self._graphs: StepGraphs | None = None
+        if self._model.device.type == "cuda":
+            most = self._model.max_positions or pages * page_size
+            self._graphs = StepGraphs(self._model, self._pool, max_seqs=_MAX_SEQS, max_tokens=most)
 
     def forward(
         self, request_ids: Seq[int], texts: Seq[Integer[np.ndarray, "_"]], trees: Seq[TokenTree]
@@ -90,6 +96,8 @@ class ModelForward:
         for request_id in list(self._sequences):
             self._drop(request_id, insert=False)
         self.cache.clear()
+        if self._graphs is not None:
+            self._graphs.clear()
 
     def _match(self, request_id: int, text: np.ndarray) -> None:
         """Keep of the K/V what `text` begins with, but for its last token: that one is computed for its logits."""
@@ -130,9 +138,14 @@ class ModelForward:
             slots = self._slots(sequence, len(chain) + tree.num_nodes, present or set(request_ids))
             first = len(chain) - 1 if wants_logits else len(chain)
             rows.append(Rows(sequence, chain, tree, slots, first))
-        plan = build_plan(rows, self._pool, self._model.device)
-        with torch.no_grad(), self._model.faster(len(plan.token_ids)):
-            logits = self._model.forward(plan)
+        logits: Tensor | None = None
+        with torch.no_grad(), self._model.faster(sum(len(each.slots) for each in rows)):
+            if self._graphs is not None and wants_logits:
+                logits = self._graphs.forward(rows)
+            if logits is None:
+                logits = self._model.forward(build_plan(rows, self._pool, self._model.device))
+            else:
+                logits = logits.clone()  # the next forward writes over it
         for each in rows:
             each.sequence.commit(each.token_ids)
         if not wants_logits:

@@ -43,7 +43,8 @@ class PackedModel:
 
     def forward(self, plan: Plan) -> Tensor:
         """Logits `[len(plan.logits_rows), vocab]`; K/V of all rows go to the plan's pool."""
-        kwargs: dict[str, Any] = {"logits_to_keep": plan.logits_rows} if self._slices_logits else {}
+        slices = self._slices_logits and plan.logits_rows is not None
+        kwargs: dict[str, Any] = {"logits_to_keep": plan.logits_rows} if slices else {}
         logits: Tensor = self.model(
             input_ids=plan.token_ids[None],
             position_ids=plan.position_ids[None],
@@ -52,7 +53,7 @@ class PackedModel:
             infercore=plan,
             **kwargs,
         ).logits[0]
-        return logits if self._slices_logits else logits[plan.logits_rows]
+        return logits if slices or plan.logits_rows is None else logits[plan.logits_rows]
 
     def faster(self, num_rows: int) -> AbstractContextManager[None]:
         """Wrap a forward of `num_rows` rows, and what is done with its logits, in this: see `FewRows.during`."""

@@ -41,7 +41,9 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Plain tensors on the model's device; `pool` is where layers read and write K/V. See `build_plan` for the fields.
+    """Plain tensors on the model's device; `pool` is where layers read and write K/V. See `fill_rows` for the fields.
+
+    Where `logits_rows` is None, all rows give logits.
 
     `prepared` is what the attention kernel worked out from these tensors, once a step instead of once a layer.
     `observed` collects `(layer_idx, sliding_window)` of every attention layer that used the plan, in order.
@@ -55,73 +57,96 @@ class Plan:
     num_causal_rows: Int32[Tensor, " seqs"]
     block_table: Int32[Tensor, "seqs max_pages"]
     ancestor_bits: Int32[Tensor, "rows words"] | None
-    logits_rows: Int64[Tensor, " logits"]
+    logits_rows: Int64[Tensor, " logits"] | None
     pool: KVPool
     prepared: PreparedRows
     observed: list[tuple[int, int | None]] = field(default_factory=list)
 
 
 Forward = Callable[[Plan], Tensor]
-"""Runs the model on a plan; returns logits `[len(plan.logits_rows), vocab]`."""
+"""Runs the model on a plan; returns logits `[len(plan.logits_rows), vocab]`, of all rows if that is None."""
 
 
-def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:
-    """Pack `rows` into one forward.
+@dataclass(slots=True)
+class HostRows:
+    """The arrays of a plan on the host, for `fill_rows`; they may hold more rows and sequences than are used."""
+
+    token_ids: npt.NDArray[np.int64]
+    position_ids: npt.NDArray[np.int64]
+    slot_mapping: npt.NDArray[np.int64]
+    row_starts: npt.NDArray[np.int32]
+    context_lens: npt.NDArray[np.int32]
+    num_causal_rows: npt.NDArray[np.int32]
+    block_table: npt.NDArray[np.int32]
+    ancestor_bits: npt.NDArray[np.int32] | None
+
+
+def fill_rows(rows: Seq[Rows], host: HostRows) -> npt.NDArray[np.int64]:
+    """Write `rows` one behind the other into the beginnings of `host`; returns the rows that give logits.
 
     A tree token's position is the context length plus its depth, never its slot; its ancestors' bits hide its siblings.
-    Cost: O(rows + sequences * pages) on the host, one copy of each array to the device.
     """
-    num_seqs = len(rows)
-    counts = [len(r.slots) for r in rows]
-    total = sum(counts)
-    token_ids = np.empty(total, np.int64)
-    position_ids = np.empty(total, np.int64)
-    slot_mapping = np.empty(total, np.int64)
-    row_starts = np.zeros(num_seqs + 1, np.int32)
-    context_lens = np.empty(num_seqs, np.int32)
-    num_causal_rows = np.empty(num_seqs, np.int32)
-    block_table = np.full((num_seqs, max((r.sequence.num_pages for r in rows), default=0)), -1, np.int32)
-    max_nodes = max((r.tree.num_nodes for r in rows), default=0)
-    bits = np.zeros((total, (max_nodes + 31) // 32), np.int32) if max_nodes else None
     logits_rows: list[npt.NDArray[np.int64] | int] = []
     start = 0
+    bits = host.ancestor_bits
+    host.row_starts[0] = 0
     for i, r in enumerate(rows):
-        context, chain, stop = r.sequence.num_tokens, len(r.token_ids), start + counts[i]
-        token_ids[start : start + chain] = r.token_ids
-        slot_mapping[start:stop] = r.slots
+        context, chain, stop = r.sequence.num_tokens, len(r.token_ids), start + len(r.slots)
+        host.token_ids[start : start + chain] = r.token_ids
+        host.slot_mapping[start:stop] = r.slots
         if chain == 1:
-            position_ids[start] = context
+            host.position_ids[start] = context
         else:
-            position_ids[start : start + chain] = np.arange(context, context + chain)
+            host.position_ids[start : start + chain] = np.arange(context, context + chain)
         if bits is not None and r.tree.num_nodes:
-            token_ids[start + chain : stop] = r.tree.token_ids
-            position_ids[start + chain : stop] = r.tree.depths + (context + chain - 1)
+            host.token_ids[start + chain : stop] = r.tree.token_ids
+            host.position_ids[start + chain : stop] = r.tree.depths + (context + chain - 1)
             bits[start + chain : stop] = r.tree.ancestor_bits(bits.shape[1])
-        r.sequence.fill_block_table(block_table[i])
-        context_lens[i], num_causal_rows[i], row_starts[i + 1] = context, chain, stop
+        r.sequence.fill_block_table(host.block_table[i])
+        host.context_lens[i], host.num_causal_rows[i], host.row_starts[i + 1] = context, chain, stop
         first = start + r.first_logits_row
         if stop - first == 1:
             logits_rows.append(first)
         elif stop > first:
             logits_rows.append(np.arange(first, stop))
         start = stop
+    return np.hstack(logits_rows).astype(np.int64) if logits_rows else np.empty(0, np.int64)
+
+
+def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:
+    """Pack `rows` into one forward.
+
+    Cost: O(rows + sequences * pages) on the host, one copy of each array to the device.
+    """
+    num_seqs, total = len(rows), sum(len(r.slots) for r in rows)
+    max_nodes = max((r.tree.num_nodes for r in rows), default=0)
+    host = HostRows(
+        np.empty(total, np.int64),
+        np.empty(total, np.int64),
+        np.empty(total, np.int64),
+        np.empty(num_seqs + 1, np.int32),
+        np.empty(num_seqs, np.int32),
+        np.empty(num_seqs, np.int32),
+        np.empty((num_seqs, max((r.sequence.num_pages for r in rows), default=0)), np.int32),
+        np.zeros((total, (max_nodes + 31) // 32), np.int32) if max_nodes else None,
+    )
+    logits_rows = fill_rows(rows, host)
 
     def on_device(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    wanted = np.hstack(logits_rows).astype(np.int64) if logits_rows else np.empty(0, np.int64)
     attended: dict[str, Any] = {
-        "position_ids": on_device(position_ids),
-        "row_starts": on_device(row_starts),
-        "context_lens": on_device(context_lens),
-        "num_causal_rows": on_device(num_causal_rows),
-        "block_table": on_device(block_table),
-        "ancestor_bits": None if bits is None else on_device(bits),
+        "position_ids": on_device(host.position_ids),
+        "row_starts": on_device(host.row_starts),
+        "context_lens": on_device(host.context_lens),
+        "num_causal_rows": on_device(host.num_causal_rows),
+        "block_table": on_device(host.block_table),
+        "ancestor_bits": None if host.ancestor_bits is None else on_device(host.ancestor_bits),
     }
     return Plan(
-        token_ids=on_device(token_ids),
-        slot_mapping=on_device(slot_mapping),
-        logits_rows=on_device(wanted),
+        token_ids=on_device(host.token_ids),
+        slot_mapping=on_device(host.slot_mapping),
+        logits_rows=on_device(logits_rows),
         pool=pool,
         prepared=prepare(**attended, page_size=pool.page_size),
         **attended,

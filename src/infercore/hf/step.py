@@ -9,6 +9,7 @@ import numpy.typing as npt
 from infercore.errors import OutOfPages
 from infercore.hf.choose import Turn, choose, keep_chosen
 from infercore.hf.draft import draft, show_drafters, teach_controller
+from infercore.hf.graphs import StepGraphs
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows, build_plan
 from infercore.hf.request import TokenEvent
@@ -37,6 +38,7 @@ class Stepper:
         max_rows: int,
         controller: Controller | None,
         stats: EngineStats,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.pool = pool
@@ -44,6 +46,7 @@ class Stepper:
         self.max_rows = max_rows
         self.controller = controller
         self.stats = stats
+        self.graphs = graphs
         self._reserved: list[RequestState] = []
 
     def recover(self) -> None:
@@ -68,12 +71,14 @@ class Stepper:
         work = self._reserve([s for s in shares if s.state.error is None], trees)
         if not work:
             return []
-        plan = build_plan([rows for _, rows in work], self.pool, self.model.device)
+        packed = [rows for _, rows in work]
         turns = _turns(work)
-        num_rows = len(plan.token_ids)
+        num_rows = sum(len(rows.slots) for rows in packed)
         before_forward = clock()
         with self.model.faster(num_rows):
-            logits = self.model.forward(plan)
+            logits = self.graphs.forward(packed) if self.graphs is not None else None
+            if logits is None:
+                logits = self.model.forward(build_plan(packed, self.pool, self.model.device))
             after_forward = clock()
             outcomes = choose(turns, logits)
             show_drafters(turns, outcomes, logits)

@@ -1,0 +1,170 @@
+"""`StepGraphs`: small steps as CUDA graphs, one for each bucket of shapes, so that launching kernels costs nothing.
+
+A step of up to 128 rows launches a thousand kernels that run a few microseconds each; launched one by one they leave
+the GPU idle most of the time. A graph launches them at once, on the buffers it was captured with (`step_buffers.py`).
+Larger steps, which are prefill, go the ordinary way: their kernels are long.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from infercore.hf.packed_model import PackedModel
+from infercore.hf.plan import Rows
+from infercore.hf.step_buffers import Bucket, StepBuffers
+from infercore.radix import KVPool
+
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+SEQS = (1, 2, 4, 8, 16, 32, 64, 128)
+_MAX_TABLE_TOKENS = 1 << 17  # longer sequences run without graphs
+
+_log = logging.getLogger(__name__)
+Replay = Callable[[], Tensor]
+"""Runs a captured forward; returns logits of all its rows, overwritten by the next replay."""
+
+
+class StepGraphs:
+    """Runs steps of few rows by graphs, which are captured when a shape is first met, or ahead by `warmup`.
+
+    What cannot be captured (dynamic rotary embeddings, experts chosen on the host, offloaded layers) raises during the
+    capture, or gives other logits than the eager forward did; then no graph is used, and `reason` says why. Out of
+    memory while capturing: no further graphs, and a warning.
+
+    Args:
+        model, pool: as the engine's.
+        max_seqs: sequences in a step. max_tokens: of a sequence.
+        capture: how a forward becomes a replay; tests on a CPU put plain calls in its place.
+    """
+
+    def __init__(
+        self,
+        model: PackedModel,
+        pool: KVPool,
+        *,
+        max_seqs: int,
+        max_tokens: int,
+        capture: "Callable[[Callable[[], Tensor]], Replay] | None" = None,
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._capture_forward = capture or _Capture(model.device)
+        seqs = next((s for s in SEQS if s >= max_seqs), SEQS[-1])
+        pages = -(-min(max_tokens, pool.num_pages * pool.page_size, _MAX_TABLE_TOKENS) // pool.page_size)
+        self._buffers = StepBuffers(ROWS[-1], seqs, pages, model.device)
+        self._replays: dict[Bucket, Replay] = {}
+        self.reason: str | None = None
+        self.is_full = False
+        self.num_replays = 0
+
+    def forward(self, rows: Seq[Rows]) -> Tensor | None:
+        """Logits as `PackedModel.forward` gives them, valid until the next call; None if no graph serves these rows."""
+        bucket = self._bucket(rows)
+        if bucket is None or self.reason is not None or (self.is_full and bucket not in self._replays):
+            return None
+        logits_rows = self._buffers.write(rows, bucket)
+        replay = self._replays.get(bucket) or self._capture(bucket)
+        if replay is None:
+            return None
+        logits = replay()
+        self.num_replays += 1
+        total = sum(len(r.slots) for r in rows)
+        if len(logits_rows) == total:
+            return logits[:total]
+        return logits[torch.from_numpy(logits_rows).to(logits.device)]
+
+    def warmup(self, *, max_seqs: int, max_rows: int, progress: bool) -> float:
+        """Capture every bucket of up to that many sequences and rows, the largest first; returns seconds."""
+        start = time.perf_counter()
+        buckets = sorted(self._buckets(max_seqs, max_rows), reverse=True)
+        for bucket in tqdm(buckets, desc="capturing CUDA graphs", disable=not progress):
+            if self.reason is not None or self.is_full:
+                break
+            if bucket not in self._replays:
+                self._buffers.write([], bucket)
+                self._capture(bucket)
+        return time.perf_counter() - start
+
+    def clear(self) -> None:
+        """Drop all graphs: the weights they were captured with are gone."""
+        self._replays.clear()
+        self.reason, self.is_full = None, False
+
+    def describe(self) -> str:
+        """One line for reports."""
+        if self.reason is not None:
+            return f"none: {self.reason}"
+        full = ", no more for want of memory" if self.is_full else ""
+        return f"{len(self._replays)} captured, {self.num_replays} steps replayed{full}"
+
+    def _bucket(self, rows: Seq[Rows]) -> Bucket | None:
+        total = sum(len(r.slots) for r in rows)
+        num_rows = next((n for n in ROWS if n >= total), None)
+        num_seqs = next((n for n in SEQS if n >= len(rows)), None)
+        if num_rows is None or num_seqs is None or num_seqs > self._buffers.max_seqs:
+            return None
+        if max(r.sequence.num_pages for r in rows) > self._buffers.max_pages:
+            return None
+        return Bucket(max(num_rows, num_seqs), num_seqs, any(r.tree.num_nodes for r in rows))
+
+    def _buckets(self, max_seqs: int, max_rows: int) -> Iterator[Bucket]:
+        most_seqs = next((s for s in SEQS if s >= max_seqs), SEQS[-1])
+        most_rows = next((r for r in ROWS if r >= max_rows), ROWS[-1])
+        for num_seqs in SEQS:
+            for num_rows in ROWS:
+                if num_seqs <= min(num_rows, most_seqs, self._buffers.max_seqs) and num_rows <= most_rows:
+                    yield Bucket(num_rows, num_seqs, False)
+                    if num_rows > num_seqs:
+                        yield Bucket(num_rows, num_seqs, True)
+
+    def _capture(self, bucket: Bucket) -> Replay | None:
+        """Run the bucket's forward once as it is, capture it, and compare; None where that fails."""
+
+        def forward() -> Tensor:
+            return self._model.forward(self._buffers.plan(bucket, self._pool))
+
+        try:
+            eager = forward().clone()  # compiles kernels and makes the pool's layers, outside the graph's memory
+            replay = self._capture_forward(forward)
+            if not torch.equal(replay(), eager):
+                self.reason = f"a replay of {bucket} gave other logits than the eager forward"
+        except torch.cuda.OutOfMemoryError:
+            self.is_full = True
+            torch.cuda.empty_cache()
+            _log.warning("no memory for a CUDA graph of %s; steps of that shape run without", bucket)
+            return None
+        except Exception as error:  # whatever the model does that a capture forbids: it then runs eagerly, and says so
+            self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if self.reason is not None:
+            _log.warning("steps run without CUDA graphs: %s", self.reason)
+            self._replays.clear()
+            return None
+        self._replays[bucket] = replay
+        return replay
+
+
+class _Capture:
+    """Captures forwards into CUDA graphs that share one pool of memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: Any = None  # a handle that torch gives no public type
+
+    def __call__(self, forward: Callable[[], Tensor]) -> Replay:
+        with torch.cuda.device(self._device):
+            graph = torch.cuda.CUDAGraph()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, pool=self._memory):
+                logits = forward()
+            self._memory = self._memory or graph.pool()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay

@@ -1,0 +1,142 @@
+"""Steps by captured forwards: padding to buckets changes nothing, and what cannot be captured runs eagerly.
+
+On a CPU a "capture" calls the forward again, on the same persistent buffers, so that all but CUDA's part is tested.
+"""
+
+import copy
+
+import pytest
+import torch
+from tests.hf.drafters import OracleDrafter
+from tests.hf.tiny import tiny_model
+
+from infercore.hf import Engine
+from infercore.hf.graphs import ROWS, StepGraphs
+from infercore.hf.step_buffers import Bucket
+
+PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
+
+
+class Recorder:
+    """Stands for a capture: a replay runs the forward again."""
+
+    def __init__(self, spoil=None, error=None):
+        self.captures, self.spoil, self.error = 0, spoil, error
+
+    def __call__(self, forward):
+        self.captures += 1
+        if self.error is not None:
+            raise self.error
+        return (lambda: self.spoil(forward())) if self.spoil else forward
+
+
+def engine_with(model, capture, **options):
+    engine = Engine(model, poison=True, **options)
+    stepper = engine._stepper
+    stepper.graphs = StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=capture)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return [c.token_ids for c in Engine(model).generate(PROMPTS, max_new_tokens=24)]
+
+
+def test_tokens_are_those_of_the_eager_steps(model, expected):
+    capture = Recorder()
+    engine = engine_with(model, capture)
+    assert [c.token_ids for c in engine.generate(PROMPTS, max_new_tokens=24)] == expected
+    assert capture.captures > 0
+    assert engine._stepper.graphs.num_replays > 20
+    assert "captured" in engine.report()
+
+
+def test_draft_trees_and_requests_that_come_and_go(model, expected):
+    truth = {tuple(p): list(tokens) for p, tokens in zip(PROMPTS, expected, strict=True)}
+    engine = engine_with(model, Recorder())
+    drafter = OracleDrafter(truth, "right", model.config.vocab_size)
+    handles = [engine.submit(engine.request(PROMPTS[0], max_new_tokens=24, drafter=drafter))[0]]
+    for prompt in PROMPTS[1:]:
+        engine.step()
+        handles += engine.submit(engine.request(prompt, max_new_tokens=24, drafter=drafter))
+    while engine.num_unfinished:
+        engine.step()
+    assert [h.completion.token_ids for h in handles] == expected
+    assert any(bucket.has_tree for bucket in engine._stepper.graphs._replays)
+
+
+def test_warmup_captures_every_bucket_and_steps_capture_none(model, expected):
+    capture = Recorder()
+    engine = engine_with(model, capture)
+    engine.warmup(batch=4, rows=8, progress=False)
+    assert sorted(engine._stepper.graphs._replays) == sorted(
+        Bucket(rows, seqs, tree)
+        for seqs in (1, 2, 4)
+        for rows in (1, 2, 4, 8)
+        for tree in (False, True)
+        if rows >= seqs and (not tree or rows > seqs)
+    )
+    before = capture.captures
+    handles = [engine.submit(engine.request(p, max_new_tokens=24))[0] for p in PROMPTS]
+    engine.step()  # their prompts are more rows than were captured
+    captured = capture.captures
+    while engine.num_unfinished:
+        engine.step()
+    assert capture.captures == captured <= before + 1
+    assert [h.completion.token_ids for h in handles] == expected
+
+
+@pytest.mark.parametrize(
+    ("capture", "reason"),
+    [
+        (Recorder(spoil=lambda logits: logits + 1), "gave other logits"),
+        (
+            Recorder(error=RuntimeError("operation not permitted when stream is capturing\nmore")),
+            "RuntimeError: operation",
+        ),
+    ],
+)
+def test_what_cannot_be_captured_runs_eagerly_and_says_why(model, expected, capture, reason):
+    engine = engine_with(model, capture)
+    assert [c.token_ids for c in engine.generate(PROMPTS, max_new_tokens=24)] == expected
+    assert capture.captures == 1
+    assert reason in engine.report()
+    assert "\nmore" not in engine.report()
+
+
+def test_out_of_memory_keeps_the_graphs_that_are_there(model, expected):
+    captured = []
+
+    def capture(forward):
+        if captured:
+            raise torch.cuda.OutOfMemoryError("no memory")
+        captured.append(forward)
+        return forward
+
+    engine = engine_with(model, capture)
+    assert [c.token_ids for c in engine.generate(PROMPTS, max_new_tokens=24)] == expected
+    assert "1 captured" in engine.report()
+    assert "for want of memory" in engine.report()
+
+
+def test_graphs_go_with_the_weights_they_were_captured_with():
+    model = copy.deepcopy(tiny_model("llama"))
+    engine = engine_with(model, Recorder())
+    engine.generate(PROMPTS[:1], max_new_tokens=4)
+    assert engine._stepper.graphs._replays
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.01)
+    engine.submit(engine.request(PROMPTS[1], max_new_tokens=1))
+    assert not engine._stepper.graphs._replays
+
+
+def test_graphs_are_refused_without_a_gpu(model):
+    with pytest.raises(ValueError, match="move it to a GPU"):
+        Engine(model, cuda_graphs=True)
+    assert Engine(model).warmup() == 0.0
+    assert ROWS[-1] == 128
