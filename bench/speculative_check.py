@@ -2,6 +2,7 @@
 
     python bench/speculative_check.py --batch 8 [--save]                        the controller, all questions
     python bench/speculative_check.py --drafter all --fixed 16 --questions 24   each drafter, every step with a tree
+    python bench/speculative_check.py --drafter model --fixed 16 --questions 8  SmolLM2 drafts for itself
 
 Traces are those of `python bench/speculative.py record`. Two tokens count as a tie where their float64 logits are less
 than 2e-4 apart.
@@ -14,8 +15,8 @@ from typing import Any
 
 import torch
 
-from infercore.hf import Engine
-from infercore.speculative import FixedBudget, SpeedController
+from infercore.hf import Engine, ModelForward
+from infercore.speculative import Drafter, DraftModelDrafter, FixedBudget, SpeedController
 from speculative import DRAFTERS, add_common_arguments, commit, load_model, traces
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
     parser.add_argument("--first", type=int, default=0, help="leave out so many, for runs in parts")
     parser.add_argument("--batch", type=int, default=8, help="prompts in one call")
-    parser.add_argument("--drafter", choices=[*DRAFTERS, "all"], default="suffix + recycling")
+    parser.add_argument("--drafter", choices=[*DRAFTERS, "model", "all"], default="suffix + recycling")
     parser.add_argument("--fixed", type=int, default=0, help="trees of this many nodes instead of the controller")
     add_common_arguments(parser)
     check(parser.parse_args())
@@ -38,7 +39,7 @@ def check(arguments: argparse.Namespace) -> None:
     for name in DRAFTERS if arguments.drafter == "all" else [arguments.drafter]:
         controller = FixedBudget(arguments.fixed) if arguments.fixed else SpeedController()
         engine = Engine(model, tokenizer, controller=controller)
-        drafter = DRAFTERS[name]()
+        drafter = itself(arguments.model) if name == "model" else DRAFTERS[name]()
         differing = []
         for start in range(0, len(recorded), arguments.batch):
             some = recorded[start : start + arguments.batch]
@@ -72,6 +73,11 @@ def check(arguments: argparse.Namespace) -> None:
         ]
         path.write_text("\n".join([*before, *lines]) + "\n")
     print("\n".join(lines))
+
+
+def itself(path: Path | None) -> Drafter:
+    """The target as its own draft model: four tokens ahead, nearly all of which are accepted."""
+    return DraftModelDrafter(ModelForward(load_model(path)[0]), max_depth=4, branching=1)
 
 
 def first_difference(model: Any, trace: dict[str, Any], found: list[int]) -> str:
