@@ -188,3 +188,18 @@ def test_white_space(whitespace):
     assert accepts(grammar, json.dumps(value, separators=(",", ":"))) == (whitespace != "spaced")
     assert accepts(grammar, json.dumps(value, indent=2)) == (whitespace == "flexible")
     assert not accepts(grammar, "[1," + " " * 60 + "2]")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": False, "contains": {}},
+        {"type": "array", "prefixItems": [{}, False], "contains": {"const": 1}, "minContains": 2},
+        {"type": "array", "items": False, "not": {"items": {"type": "string"}}},
+        {"type": "array", "maxItems": 2, "contains": False},
+        {"type": "array", "contains": {}, "minContains": 0, "maxContains": 0, "minItems": 1},
+    ],
+)
+def test_an_array_that_cannot_hold_what_it_must_contain_is_empty(schema):
+    with pytest.raises(EmptyGrammar):
+        bound(schema)

@@ -61,6 +61,11 @@ def test_tokens_of_two_items_or_keys_are_decided_by_what_was_written():
     [
         {"type": "string", "minLength": 2, "maxLength": 5},
         {"type": "string", "maxLength": 3, "pattern": "^[a-z日é]*$"},
+        {"type": "string", "maxLength": 5, "pattern": r"^(?:\S+\s+){0,2}\S+$"},
+        {"type": "string", "minLength": 2, "maxLength": 4, "pattern": r"^\S*[^a]$"},
+        {"type": "string", "pattern": "ab|é1"},
+        {"type": "string", "maxLength": 5, "pattern": "^b|a[0-9]{2}"},
+        {"type": "object", "patternProperties": {"a.": {"type": "string"}}, "additionalProperties": False},
         {"type": "object"},
         {"properties": {"a": True, "ab": {"type": "string"}}, "required": ["ab"], "type": "object"},
         {"type": "object", "additionalProperties": {"type": "boolean"}, "propertyNames": {"maxLength": 3}},

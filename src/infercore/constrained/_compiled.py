@@ -24,7 +24,8 @@ STRING = 5  # inside a JSON string: a = spec, b = config of the decoded text, c 
 NUM_STATES, NUM_CONFIGS, NUM_STACKS, NUM_PAIRS, NUM_NATIVE = 0, 1, 2, 3, 4
 NEED_WHAT, NEED_ARG, NEED_CONFIG, POSITION, STAMP = 5, 6, 7, 8, 9
 MAX_DEPTH, ANY_CONFIG, REACH, NUM_CELLS, NUM_WANTED, DOUBTS, FARTHEST, WALK = 10, 11, 12, 13, 14, 15, 16, 17
-HEADER_SIZE = 18
+SEARCH = 18
+HEADER_SIZE = 19
 
 # ANY_CONFIG: the config that reads any text. REACH: code points that one token may add. FARTHEST: the longest distance
 # that a bounded string has met. WALK: what `used` gets for each text config whose row is looked at.
@@ -37,6 +38,9 @@ REFUSED = -2
 
 # Bits of `status` (uint8, one per config).
 KNOWN, ACCEPTS, FROM_PYTHON, RECORDS, PENDING, FREE, HAS_ANY = 1, 2, 4, 8, 16, 32, 64
+
+_LARGE = 12  # subtrees of more nodes may be worth a look ahead
+_FAR = 1 << 20  # code points to a bound that no token comes near
 
 # Columns of `specs` (int32 [specs, 6]): of JSON strings.
 MIN_LEN, MAX_LEN, CLOSE, RECORD = 0, 1, 2, 3
@@ -79,6 +83,13 @@ TABLES = (
     Field("marks", "uint8"),
     Field("stand", "int32", 7),  # [2] where `step_bytes` stands, as rows of a path
     Field("path", "int32", 7),  # [depths of a trie] where a walk stands, see `walk_trie`
+    Field(
+        "alive", "uint8", 10
+    ),  # [configs] for each of SETS the height of `_stays_alive`, then that at which it failed
+    Field("alive_walk", "int64", 5),  # [configs] header[WALK] when that was last looked at
+    Field("met", "int64"),  # [configs] header[SEARCH] when a search came past
+    Field("queue", "int32", 2),  # [64] configs of `_stays_alive`, and what must follow in a character
+    Field("near", "int32"),  # [128] configs of `_distance_of`
     Field("doubts", "uint32"),  # words of a mask: tokens that only `advance` can decide, see `walk_trie`
 )
 """The arrays of a machine, as loops see them; `machine.py` owns them."""
@@ -97,14 +108,32 @@ TRIE = (
 _tables = arrays_at(TABLES)
 _trie = arrays_at(TRIE)
 
-# Bit of the class of each byte, int64 [256]: classes that patterns rarely split; bytes above 0x7F are one.
+# Bit of the class of each byte, int64 [256]: classes that patterns rarely split. Above 0x7F one byte does not tell it.
 _SINGLES = [9, 10, 13, 32, *range(33, 48), *range(58, 65), *range(91, 97), *range(123, 128)]
-BYTE_CLASS = np.full(256, 63, np.int64)
+# Classes of bytes above 0x7F. Of a character, or of its beginning: SPACED where others with its first byte are white
+# space, else FOREIGN. ODD: of anything else.
+FOREIGN, SPACED, ODD = 61, 62, 63
+BYTE_CLASS = np.full(256, ODD, np.int64)
+BYTE_CLASS[0xC2:0xF5] = FOREIGN
+BYTE_CLASS[[0xC2, 0xE1, 0xE2, 0xE3]] = SPACED
 BYTE_CLASS[:32] = 0
 BYTE_CLASS[_SINGLES] = np.arange(1, 1 + len(_SINGLES))
 BYTE_CLASS[48] = 50
 BYTE_CLASS[49:58] = 51
 BYTE_CLASS[97:103], BYTE_CLASS[103:123], BYTE_CLASS[65:71], BYTE_CLASS[71:91] = 52, 53, 54, 55
+_LETTERS = sum(1 << n for n in range(50, 56))
+_JOINERS, _PROSE = (sum({1 << int(BYTE_CLASS[byte]) for byte in text}) for text in (b"-_", b"-_ ./'()&+"))
+SETS = np.array(
+    [
+        _LETTERS,
+        _LETTERS | _JOINERS,
+        _LETTERS | _PROSE,
+        _LETTERS | 1 << FOREIGN,
+        _LETTERS | 1 << FOREIGN | 1 << SPACED,
+    ],
+    np.int64,
+)
+"""Sets of classes, see `_stays_alive`."""
 NOT_TEXT = sum({1 << int(BYTE_CLASS[byte]) for byte in (*range(32), 0x22, 0x5C)})  # what is no text inside a string
 
 
@@ -150,7 +179,7 @@ def _store_row(m, config, row):
     for byte in range(128):
         if row[byte] != config:
             leaves |= np.int64(1) << BYTE_CLASS[byte]
-    m.loops[config] = ~leaves & 0x7FFFFFFFFFFFFFFF
+    m.loops[config] = ~leaves & 0x1FFFFFFFFFFFFFFF
     m.status[config] |= KNOWN
     return 0
 
@@ -485,16 +514,20 @@ def _text_step(m, config, code_point):
 
 @no_type_check
 @compiled_in_place
-def _text_range_lives(m, config, low, high):
-    """1 if some code point of low..high may come next in the decoded text, else 0; NEED with the missing row."""
+def _text_range_lives(m, config, low, high, room):
+    """1 if some code point of low..high may come next in the decoded text, what then must follow in `room`; 0; NEED."""
     code_point = low
     while code_point <= high:
         if 0xD800 <= code_point <= 0xDFFF:
             code_point = 0xE000
             continue
         after = _text_step(m, config, code_point)
-        if after != 0:
-            return np.int64(1) if after > 0 else np.int64(NEED)
+        if after < 0:
+            return np.int64(NEED)
+        if after > 0:
+            fits = _fits(m, after, room)
+            if fits != 0:
+                return np.int64(fits)
         if code_point >= 0x80 and code_point & 63 == 0:  # skip a block of 64 or 4096 whose first bytes are refused
             if code_point >= 0x10000:
                 lead = 0xF0 | (code_point >> 18)
@@ -524,6 +557,39 @@ def _find_distance(m, text):
         if m.status[target_of(m, text, byte)] & ACCEPTS:
             m.distance[text] = 1 if byte < 0x80 else 0
     return 0 if m.distance[text] >= 0 else _need(m, DISTANCE, text)
+
+
+@no_type_check
+@compiled_in_place
+def _room(m, spec, count):
+    """Code points that may come behind the next one of a JSON string; -1: as many as you like."""
+    limit = m.specs[spec, MAX_LEN]
+    return np.int64(-1) if limit < 0 else np.int64(limit - count - 1)
+
+
+@no_type_check
+@compiled_in_place
+def _fits(m, text, room):
+    """1 if what a text config needs fits into `room`, else 0; NEED."""
+    if room < 0 or text == m.header[ANY_CONFIG]:
+        return 1
+    if _find_distance(m, text) < 0:
+        return NEED
+    return 1 if m.distance[text] <= room else 0
+
+
+@no_type_check
+@compiled_in_place
+def _text_goes_on(m, text, room):
+    """1 if some character may follow in the decoded text, behind which the rest fits into `room`, else 0; NEED."""
+    first = np.int64(m.row_span[text, 0])
+    for lead in range(first, first + m.row_span[text, 1]):
+        target = target_of(m, text, lead)
+        if target != 0 and (lead < 0x80 or lead > 0xBF):
+            fits = _fits(m, target, room)
+            if fits != 0:
+                return fits
+    return 0
 
 
 @no_type_check
@@ -603,6 +669,7 @@ def _string_step(m, state, byte):
         return _need(m, PYTHON_ROW, text)
     m.used[text] = m.header[WALK]
     full = m.specs[spec, MAX_LEN] >= 0 and node[state, 3] >= m.specs[spec, MAX_LEN]
+    room = _room(m, spec, np.int64(node[state, 3]))
     if stage == PLAIN:
         if byte == 0x22:
             if not m.status[text] & ACCEPTS or node[state, 3] < m.specs[spec, MIN_LEN]:
@@ -613,8 +680,9 @@ def _string_step(m, state, byte):
         if byte == 0x5C:
             if full:
                 return np.int64(0)
-            if not _text_goes_on(m, text):
-                return np.int64(0)
+            lives = _text_goes_on(m, text, room)
+            if lives <= 0:
+                return np.int64(lives)
             return _native_state(m, STRING, spec, text, node[state, 3], ESCAPE * STAGE)
         if byte < 0x20:
             return np.int64(0)
@@ -657,11 +725,11 @@ def _string_step(m, state, byte):
                 return np.int64(0)
             first = 0x10000 + ((low - 0xD800) << 10)
             last = 0x10000 + ((min(high, 0xDBFF) - 0xD800) << 10) + 0x3FF
-            lives = _text_range_lives(m, text, first, last)
+            lives = _text_range_lives(m, text, first, last, room)
         else:
-            lives = _text_range_lives(m, text, low, high)
+            lives = _text_range_lives(m, text, low, high, room)
             if lives == 0 and low <= 0xD800 and high >= 0xDBFF:
-                lives = _text_range_lives(m, text, 0x10000, 0x10FFFF)
+                lives = _text_range_lives(m, text, 0x10000, 0x10FFFF, room)
         if lives <= 0:
             return lives
         if rest > 0:
@@ -678,7 +746,7 @@ def _string_step(m, state, byte):
     if low > high:
         return np.int64(0)
     base = 0x10000 + (high10 << 10) - 0xDC00
-    lives = _text_range_lives(m, text, base + low, base + high)
+    lives = _text_range_lives(m, text, base + low, base + high, room)
     if lives <= 0:
         return lives
     if rest > 0:
@@ -790,6 +858,59 @@ def _ensure_row(m, config):
 
 @no_type_check
 @compiled_in_place
+def _distance_of(m, text):
+    """As `_find_distance`, rows made on the way: not for what `_ensure_row` calls. Searches level by level."""
+    if m.distance[text] >= 0:
+        return 0
+    m.header[SEARCH] += 1
+    search = m.header[SEARCH]
+    near = m.near
+    near[0] = text
+    m.met[text] = search
+    count = 1
+    begin = 0
+    level = 0
+    best = np.int64(1) << 30
+    while begin < count and level < best:
+        q = begin
+        while q < count:  # bytes that continue a character cost nothing
+            here = np.int64(near[q])
+            q += 1
+            if m.distance[here] >= 0:
+                best = min(best, level + np.int64(m.distance[here]))
+                continue
+            if not m.status[here] & KNOWN and _ensure_row(m, here) < 0:
+                return NEED
+            for byte in range(0x80, 0xC0):
+                target = target_of(m, here, byte)
+                if target != 0 and m.met[target] != search:
+                    if count == near.shape[0]:
+                        return _need(m, DISTANCE, text)
+                    m.met[target] = search
+                    near[count] = target
+                    count += 1
+        end = count
+        for q in range(begin, end):
+            here = np.int64(near[q])
+            if m.distance[here] >= 0:
+                continue
+            first = np.int64(m.row_span[here, 0])
+            for byte in range(first, first + m.row_span[here, 1]):
+                target = target_of(m, here, byte)
+                if not 0x80 <= byte < 0xC0 and target != 0 and m.met[target] != search:
+                    if count == near.shape[0]:
+                        return _need(m, DISTANCE, text)
+                    m.met[target] = search
+                    near[count] = target
+                    count += 1
+        begin = end
+        level += 1
+    m.distance[text] = best
+    return 0
+
+
+@no_type_check
+@compiled_in_place
 def enter(m, at, config):
     """Make `at`, a row of a path, stand for `config`; inside a JSON string it is taken apart, see `walk_trie`."""
     first = m.pairs_at[config]
@@ -850,15 +971,6 @@ def _whole(m, at, mode):
 
 @no_type_check
 @compiled_in_place
-def _text_goes_on(m, text):
-    for lead in range(0xF5):
-        if target_of(m, text, lead) != 0 and (lead < 0x80 or lead > 0xBF):
-            return True
-    return False
-
-
-@no_type_check
-@compiled_in_place
 def _in_string(m, at, byte, after):
     """Make `after` stand for `at`, inside a JSON string, after one more byte: 1; 0 where refused; NEED.
 
@@ -878,8 +990,11 @@ def _in_string(m, at, byte, after):
             return 0
         if byte == 0x5C:
             limit = m.specs[spec, MAX_LEN]
-            if (limit >= 0 and at[2] >= limit) or not _text_goes_on(m, text):
+            if limit >= 0 and at[2] >= limit:
                 return 0
+            lives = _text_goes_on(m, text, _room(m, spec, np.int64(at[2])))
+            if lives <= 0:
+                return lives
             for column in range(6):
                 after[column] = at[column]
             after[3] = ESCAPE
@@ -898,6 +1013,8 @@ def _in_string(m, at, byte, after):
         return 0
     count = np.int64(at[2])
     if decoded & 0xC0 != 0x80:
+        if m.specs[spec, MAX_LEN] >= 0 and target != m.header[ANY_CONFIG] and _distance_of(m, target) < 0:
+            return NEED
         count = _more(m, spec, target, count)
         if count < 0:
             return 0 if count == REFUSED else NEED
@@ -955,6 +1072,104 @@ def _step_bytes(m, config, data, begin, stop_mask, recording):
         if m.status[config] & stop_mask or m.status[config] & recording != recording:
             return config
     return config
+
+
+@no_type_check
+@compiled_in_place
+def _within(within, byte):
+    """What must follow in a character after one more byte: count << 16 | first << 8 | last; 0: nothing; -1: no text."""
+    if within < 0:
+        return np.int64(-1)
+    if within > 0:
+        if byte < (within >> 8) & 0xFF or byte > within & 0xFF:
+            return np.int64(-1)
+        return ((np.int64(within) >> 16) - 1) << 16 | 0x80BF if within >> 16 > 1 else np.int64(0)
+    if byte < 0x80:
+        return np.int64(0)
+    if byte < 0xC2 or byte > 0xF4:
+        return np.int64(-1)
+    if byte < 0xE0:
+        return np.int64(0x180BF)
+    if byte < 0xF0:
+        return np.int64(0x2A0BF if byte == 0xE0 else (0x2809F if byte == 0xED else 0x280BF))
+    return np.int64(0x390BF if byte == 0xF0 else (0x3808F if byte == 0xF4 else 0x380BF))
+
+
+@no_type_check
+@compiled_in_place
+def _set_of(classes):
+    """The first of SETS that has all `classes`; -1: none has."""
+    for which in range(SETS.shape[0]):
+        if classes & ~SETS[which] == 0:
+            return which
+    return -1
+
+
+@no_type_check
+@compiled_in_place
+def _stays_alive(m, config, which, height, is_text):
+    """1 if every string of up to `height` bytes over SETS[which] is allowed from `config`, 0 if not known; NEED.
+
+    is_text: the configs are of decoded text; header[FARTHEST] then covers the distances of those met.
+    What was found is kept for this walk: later ones look again, so that `used` is right for each.
+    """
+    alive = m.alive
+    if alive[config, which] >= height and m.alive_walk[config, which] == m.header[WALK]:
+        return 1
+    if alive[config, 5 + which] != 0 and alive[config, 5 + which] <= height:
+        return 0
+    m.header[SEARCH] += 1
+    search = m.header[SEARCH]
+    queue = m.queue
+    queue[0, 0] = config
+    queue[0, 1] = 0
+    count = 1
+    begin = 0
+    level = 0
+    failed = False
+    while level < height and begin < count and not failed:
+        level += 1
+        end = count
+        for q in range(begin, end):
+            here = np.int64(queue[q, 0])
+            within = np.int64(queue[q, 1])
+            if not m.status[here] & KNOWN and _ensure_row(m, here) < 0:
+                return NEED
+            m.used[here] = m.header[WALK]
+            first = (within >> 8) & 0xFF if within else np.int64(0x20)
+            last = within & 0xFF if within else np.int64(0xF4 if SETS[which] >> FOREIGN & 1 else 0x7E)
+            for byte in range(first, last + 1):
+                if not within and not SETS[which] >> BYTE_CLASS[byte] & 1:
+                    continue
+                after = _within(within, byte)
+                target = target_of(m, here, byte)
+                if target == 0:
+                    failed = True
+                    break
+                if m.met[target] != search:
+                    if count == queue.shape[0]:
+                        failed = True
+                        break
+                    m.met[target] = search
+                    queue[count, 0] = target
+                    queue[count, 1] = after
+                    count += 1
+            if failed:
+                break
+        begin = end
+    if failed:
+        alive[config, 5 + which] = level
+        return 0
+    if is_text:
+        for q in range(count):
+            here = np.int64(queue[q, 0])
+            if _distance_of(m, here) < 0:
+                return NEED
+            if m.distance[here] > m.header[FARTHEST]:
+                m.header[FARTHEST] = m.distance[here]
+    alive[config, which] = 255 if begin == count else min(level, 255)
+    m.alive_walk[config, which] = m.header[WALK]
+    return 1
 
 
 @no_type_check
@@ -1018,7 +1233,7 @@ def _walk_trie(m, trie, config, begin, bitmask):
                             if count > limit:
                                 lives = 0
                             elif target != m.header[ANY_CONFIG]:
-                                if m.distance[target] < 0 and _find_distance(m, target) < 0:
+                                if m.distance[target] < 0 and _distance_of(m, target) < 0:
                                     m.header[POSITION] = i
                                     return NEED
                                 if m.distance[target] > m.header[FARTHEST]:
@@ -1092,6 +1307,22 @@ def _walk_trie(m, trie, config, begin, bitmask):
                     bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
                 i = node_skip[i]
                 continue
+            if node_skip[i] - i > _LARGE and config != 0:
+                which = _set_of(node_classes[i])
+                between = node_byte[i + 1] < 0x80 or node_byte[i + 1] > 0xBF
+                far = after[0] != IN_STRING or m.specs[after[4], MAX_LEN] < 0
+                far = far or m.specs[after[4], MAX_LEN] - after[2] > _FAR
+                if which >= 0 and between and far:
+                    lives = _stays_alive(m, config, which, np.int64(node_tall[i]), after[0] == IN_STRING)
+                    if lives < 0:
+                        m.header[POSITION] = i
+                        return NEED
+                    if lives == 1:
+                        for t in range(tokens_at[i], tokens_at[node_skip[i]]):
+                            token = token_ids[t]
+                            bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
+                        i = node_skip[i]
+                        continue
         elif at[6] == 1 and (byte == 0x2C or byte == 0x5D or byte == 0x7D):
             after[6] = 2
         for t in range(tokens_at[i], tokens_at[i + 1]):
@@ -1128,7 +1359,7 @@ def _same_shape(m, first, second, used, queue):
         i += 1
         if not m.status[there] & KNOWN and _ensure_row(m, there) < 0:
             return NEED
-        if _find_distance(m, there) < 0:
+        if _distance_of(m, there) < 0:
             return NEED
         farthest = max(farthest, m.distance[there])
         if m.used[here] != walk:
@@ -1200,6 +1431,45 @@ def _walk_ends(m, trie, config, begin, wanted, ends):
                             return NEED
                 ends[token] = end
         i += 1
+    return 0
+
+
+@no_type_check
+@compiled_in_place
+def _try_tokens(m, data, ends, token_ids, begin, config, bitmask):
+    """Set in `bitmask` those of `token_ids[begin:]` that `config` allows, each tried from its first byte on.
+
+    data, ends: bytes of all tokens, and where each ends. Returns 0 when done; NEED: go on from header[POSITION].
+    """
+    for index in range(begin, token_ids.shape[0]):
+        m.header[POSITION] = index
+        token = token_ids[index]
+        first = ends[token - 1] if token > 0 else np.int64(0)
+        enter(m, m.stand[0], config)
+        side = 0
+        lives = 1
+        for i in range(first, ends[token]):
+            at = m.stand[side]
+            after = m.stand[1 - side]
+            if at[0] == IN_STRING:
+                lives = _in_string(m, at, data[i], after)
+                if lives < 0:
+                    return NEED
+                if lives == 2:
+                    enter(m, after, np.int64(after[0]))
+            else:
+                here = np.int64(at[0])
+                if not m.status[here] & KNOWN and _ensure_row(m, here) < 0:
+                    return NEED
+                target = target_of(m, here, data[i])
+                lives = 1 if target != 0 else 0
+                if lives == 1:
+                    enter(m, after, target)
+            if lives == 0:
+                break
+            side = 1 - side
+        if lives != 0:
+            bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
     return 0
 
 
@@ -1309,6 +1579,13 @@ def same_shape(handle, first, second, used, queue):
 
 @no_type_check
 @compiled_in_place
+def try_tokens(handle, data, ends, token_ids, begin, config, bitmask):
+    """Set in `bitmask` those of `token_ids[begin:]` that `config` allows; see `_try_tokens`."""
+    return _try_tokens(_tables(handle), data, ends, token_ids, begin, config, bitmask)
+
+
+@no_type_check
+@compiled_in_place
 def walk_trie(handle, trie, config, begin, bitmask):
     """Set in `bitmask` what `config` allows; see `_walk_trie`."""
     return _walk_trie(_tables(handle), _trie(trie), config, begin, bitmask)
@@ -1328,8 +1605,8 @@ def build_trie(data, ends, order):
 
     data: all bytes one after the other. ends: end of each string in `data`.
     Returns (byte, depth, skip, tokens_at, token_ids, classes, tall): of each node its byte, its depth, the first node
-    behind its subtree, where its tokens begin in `token_ids`, the classes (see BYTE_CLASS) of the bytes below it, and
-    how many levels are below it.
+    behind its subtree, where its tokens begin in `token_ids`, the classes (see BYTE_CLASS, FOREIGN) of the bytes
+    below it, and how many levels are below it.
     """
     count = order.shape[0]
     total = 0
@@ -1348,6 +1625,8 @@ def build_trie(data, ends, order):
         token = order[i]
         longest = max(longest, ends[token] - (ends[token - 1] if token > 0 else 0))
     open_node = np.empty(longest + 1, np.int32)
+    own_class = np.empty(total, np.int8)
+    within = np.zeros(longest + 1, np.int32)  # at each depth, as of `_within`
     open_depth = 0
     before = 0
     before_size = 0
@@ -1364,10 +1643,18 @@ def build_trie(data, ends, order):
             open_depth -= 1
             node_skip[open_node[open_depth]] = nodes
         for depth in range(shared, size):
-            node_byte[nodes] = data[begin + depth]
+            byte = np.int64(data[begin + depth])
+            node_byte[nodes] = byte
             node_depth[nodes] = depth
             tokens_at[nodes] = tokens
             open_node[depth] = nodes
+            within[depth + 1] = _within(within[depth], byte)
+            if within[depth + 1] < 0:
+                own_class[nodes] = ODD
+            elif within[depth] == 0:
+                own_class[nodes] = BYTE_CLASS[byte]
+            else:
+                own_class[nodes] = own_class[open_node[depth - 1]]
             nodes += 1
         open_depth = size
         token_ids[tokens] = token
@@ -1383,7 +1670,7 @@ def build_trie(data, ends, order):
     for i in range(nodes - 1, -1, -1):  # children come behind their parent, so they are done
         child = i + 1
         while child < node_skip[i]:
-            node_classes[i] |= node_classes[child] | np.int64(1) << BYTE_CLASS[node_byte[child]]
+            node_classes[i] |= node_classes[child] | np.int64(1) << np.int64(own_class[child])
             node_tall[i] = max(node_tall[i], node_tall[child] + 1)
             child = node_skip[child]
     return (

@@ -24,6 +24,8 @@ FINAL = 0
 _RECORDED = 1 << 40  # states above: a config, and the bytes of the undeclared key that is being written
 
 
+_TRIED = 2000  # tokens that are tried one by one
+
 _KINDS = ("regex", "choices", "json_schema", "tool_calls")
 
 
@@ -99,6 +101,7 @@ class Grammar:
         self._recorded: list[tuple[int, bytes]] = []
         self._recorded_ids: dict[tuple[int, bytes], int] = {}
         self._forced: dict[int, npt.NDArray[np.int32]] = {}
+        self._last_bitmask: tuple[Tensor | None, npt.NDArray[np.uint32], int] = (None, np.zeros((0, 0), np.uint32), 0)
         self._eos = frozenset(vocabulary.eos_token_ids)
         machine.tables.header[c.REACH] = vocabulary.max_length
         config = machine.start(entry)
@@ -138,7 +141,7 @@ class Grammar:
         Cost: a copy per state whose mask is kept; else 10 to 500 µs. With budgets some milliseconds more at a state's
             first visit.
         """
-        words = words_of(bitmask, len(states), self.vocabulary.vocab_size)
+        words = self._words_of(bitmask, len(states))
         for row, state in enumerate(states):
             words[row] = self.mask(state)
             if budgets is not None and state != FINAL:
@@ -185,6 +188,16 @@ class Grammar:
     @cached_property
     def _budgets(self) -> Budgets:
         return Budgets(self)
+
+    def _words_of(self, bitmask: Tensor | npt.NDArray[np.int32], rows: int) -> npt.NDArray[np.uint32]:
+        """`bitmask` as words, those of the last call without another look where it is the same tensor."""
+        last, words, address = self._last_bitmask
+        if bitmask is last and rows <= len(words) and bitmask.data_ptr() == address:
+            return words
+        words = words_of(bitmask, rows, self.vocabulary.vocab_size)
+        if isinstance(bitmask, Tensor):
+            self._last_bitmask = (bitmask, words, bitmask.data_ptr())
+        return words
 
     # Inside ----------------------------------------------------------------------------------------------------------
 
@@ -282,7 +295,7 @@ class Grammar:
             mask = vocabulary.body_mask.copy()
             if string is not None and string[1] == header[c.ANY_CONFIG]:
                 trie = vocabulary.close_trie
-        elif string is not None and (body := self._body_mask(*string)) is not None:
+        elif string is not None and (body := self._body_mask(config, *string)) is not None:
             mask = body
         else:
             mask = np.zeros(vocabulary.num_words, np.uint32)
@@ -297,7 +310,7 @@ class Grammar:
         words[:] = 0
         return mask, doubts
 
-    def _body_mask(self, spec: int, text: int, count: int) -> npt.NDArray[np.uint32] | None:
+    def _body_mask(self, config: int, spec: int, text: int, count: int) -> npt.NDArray[np.uint32] | None:
         """Mask of the tokens that continue a JSON string; None where it must be walked for."""
         vocabulary, machine = self.vocabulary, self.machine
         limit = int(machine.tables.specs[spec, c.MAX_LEN])
@@ -314,7 +327,17 @@ class Grammar:
         mask, farthest = known
         if limit < 0 or limit - count >= longest + farthest:
             return mask.copy()
-        return mask & vocabulary.body_masks[room] if farthest == 0 else None
+        if farthest == 0:
+            return mask & vocabulary.body_masks[room]
+        # what leaves room for any ending is allowed; what just fits is tried, unless the walk over all tokens is faster
+        sure = limit - count - farthest
+        allowed = mask & vocabulary.body_masks[sure] if sure >= 0 else np.zeros_like(mask)
+        words = mask & vocabulary.body_masks[room] & ~allowed
+        if int(np.bitwise_count(words).sum()) > _TRIED:
+            return None
+        ids = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+        machine.try_tokens(vocabulary.data, vocabulary.ends, ids, config, allowed)
+        return allowed
 
     def ends(self, config: int, wanted: npt.NDArray[np.uint32], *, closing: bool = False) -> npt.NDArray[np.int32]:
         """Config behind each token that is set in `wanted` and allowed in `config`, by token id.
@@ -337,6 +360,8 @@ class Grammar:
         Also how many code points the text needs at most behind one of them, where `bounded`.
         """
         machine, header = self.machine, self.machine.tables.header
+        if (loop := machine.any_loop(text)) >= 0:
+            return self.vocabulary.body_mask, machine.distance(machine.start(loop)) if bounded else 0
         if self._no_spec < 0:
             nowhere = machine.node()
             self._no_spec = machine.string_spec(close=nowhere)

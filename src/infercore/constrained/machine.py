@@ -56,6 +56,11 @@ class Tables(NamedTuple):
     marks: npt.NDArray[np.uint8]
     stand: npt.NDArray[np.int32]
     path: npt.NDArray[np.int32]
+    alive: npt.NDArray[np.uint8]
+    alive_walk: npt.NDArray[np.int64]
+    met: npt.NDArray[np.int64]
+    queue: npt.NDArray[np.int32]
+    near: npt.NDArray[np.int32]
     doubts: npt.NDArray[np.uint32]
 
 
@@ -73,6 +78,8 @@ class Machine:
         self.key_done: dict[int, Callable[[int, int], None]] = {}  # string spec -> expander (state, text config)
         self.wanted_keys: dict[int, Callable[[], list[str]]] = {}  # string spec of a key -> keys to complete an object
         self.pending_keys: dict[int, Callable[[bytes], int]] = {}  # state behind a key or item -> by text, the state
+        # loops over any text, behind which what must follow can always still come: state at a character -> loop
+        self.any_loops: dict[int, int] = {}
         self._num_served = 0
         self.records_all = False  # outputs remember their whole text, not only undeclared keys
         self.num_edges = self.num_free = self.num_specs = 0
@@ -108,6 +115,11 @@ class Machine:
             marks=np.zeros(257, np.uint8),
             stand=np.zeros((2, 7), np.int32),
             path=np.zeros((2, 7), np.int32),
+            alive=np.zeros((256, 10), np.uint8),
+            alive_walk=np.zeros((256, 5), np.int64),
+            met=np.zeros(256, np.int64),
+            queue=np.zeros((64, 2), np.int32),
+            near=np.zeros(128, np.int32),
             doubts=np.zeros(1, np.uint32),
         )
         self._directory = Directory(c.TABLES)
@@ -280,6 +292,33 @@ class Machine:
         self._row_makers[config] = row_maker
         return config
 
+    def add_configs(
+        self,
+        span: npt.NDArray[np.int32],
+        cells: npt.NDArray[np.int32],
+        accepts: npt.NDArray[np.bool_],
+        loops: npt.NDArray[np.int64],
+        distance: npt.NDArray[np.int32],
+    ) -> int:
+        """The first of new text configs whose rows are known; see `block.Block` for what the arrays hold."""
+        header = self.tables.header
+        first, at = int(header[c.NUM_CONFIGS]), int(header[c.NUM_CELLS])
+        end = first + len(span)
+        while end + 1 >= self.tables.row_span.shape[0]:
+            self._grow_configs()
+        if at + len(cells) > self.tables.cells.shape[0]:
+            self._replace(cells=_longer(self.tables.cells, at + len(cells)))
+        tables = self.tables
+        tables.cells[at : at + len(cells)] = np.where(cells, cells + (first - 1), 0)
+        tables.row_span[first:end] = span
+        tables.row_span[first:end, 2] += at
+        tables.pairs_at[first + 1 : end + 1] = tables.pairs_at[first]
+        tables.status[first:end] = np.where(accepts, c.KNOWN | c.ACCEPTS, c.KNOWN)
+        tables.loops[first:end] = loops
+        tables.distance[first:end] = distance
+        header[c.NUM_CONFIGS], header[c.NUM_CELLS] = end, at + len(cells)
+        return first
+
     # Running ---------------------------------------------------------------------------------------------------------
 
     def start(self, state: int) -> int:
@@ -308,8 +347,10 @@ class Machine:
         return [(item >> 32, item & 0xFFFFFFFF) for item in self.tables.pairs[begin:end].tolist()]
 
     def labels(self, config: int) -> set[int]:
-        """Labels of the accepting states in a config."""
+        """Labels of the accepting states in a config; 0 for one that was copied and accepts."""
         node = self.tables.node
+        if self.tables.pairs_at[config] == self.tables.pairs_at[config + 1]:
+            return {0} if self.accepts(config) else set()
         return {int(node[s, 1]) for s, stack in self.pairs(config) if stack == 0 and node[s, 0] == c.RET}
 
     def intern(self, pairs: Sequence[tuple[int, int]]) -> int:
@@ -342,6 +383,20 @@ class Machine:
         """Set in `bitmask` what `config` allows of `trie`; see `_compiled.walk_trie`."""
         begin, deadline = 0, 0.0
         while c.walk_trie(self._handle, trie.handle, config, begin, bitmask) == c.NEED:
+            begin = int(self.tables.header[c.POSITION])
+            deadline = self.serve(deadline)
+
+    def try_tokens(
+        self,
+        data: npt.NDArray[np.uint8],
+        ends: npt.NDArray[np.int64],
+        token_ids: npt.NDArray[np.int64],
+        config: int,
+        bitmask: npt.NDArray[np.uint32],
+    ) -> None:
+        """Set in `bitmask` those of `token_ids` that `config` allows; `ends` says where each token ends in `data`."""
+        begin, deadline = 0, 0.0
+        while c.try_tokens(self._handle, data, ends, token_ids, begin, config, bitmask) == c.NEED:
             begin = int(self.tables.header[c.POSITION])
             deadline = self.serve(deadline)
 
@@ -397,6 +452,10 @@ class Machine:
             left += cost
             self.tables.distance[found] = left
         return int(self.tables.distance[config])
+
+    def any_loop(self, config: int) -> int:
+        """The loop of `any_loops` that text config `config` is in, between two characters; -1: none."""
+        return next((self.any_loops[state] for state, _ in self.pairs(config) if state in self.any_loops), -1)
 
     def string_at(self, config: int) -> tuple[int, int, int] | None:
         """(spec, text config, code points) of a config inside one JSON string, not inside an escape."""
@@ -535,6 +594,9 @@ class Machine:
             used=_longer(tables.used, size),
             twin=_longer(tables.twin, size),
             twin_walk=_longer(tables.twin_walk, size),
+            alive=_longer(tables.alive, size),
+            alive_walk=_longer(tables.alive_walk, size),
+            met=_longer(tables.met, size),
             distance=_longer(tables.distance, size),
             pairs_at=_longer(tables.pairs_at, size + 1),
             config_hash=np.full(2 * size, -1, np.int32),

@@ -153,6 +153,17 @@ def _has_kind(node: Node, kind: str) -> bool:
     return isinstance(node, Repeat) and _has_kind(node.part, kind)
 
 
+def matches_nothing(node: Node) -> bool:
+    """Whether there is no text that a resolved tree matches."""
+    if isinstance(node, Chars):
+        return not byte_sequences(node.ranges)
+    if isinstance(node, Concat):
+        return any(matches_nothing(part) for part in node.parts)
+    if isinstance(node, Alternate):
+        return all(matches_nothing(option) for option in node.options)
+    return isinstance(node, Repeat) and node.low > 0 and matches_nothing(node.part)
+
+
 def nullable(node: Node) -> bool:
     """Whether the empty text matches; an anchor counts as empty."""
     if isinstance(node, Chars):

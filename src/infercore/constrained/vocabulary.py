@@ -47,8 +47,8 @@ class Vocabulary:
         self.encode = encode
         self.grammars: dict[Any, Any] = {}  # those bound with cached=True, by spec and limits
         flat = [t or b"" for t in self.token_bytes]
-        self._data = np.frombuffer(b"".join(flat), np.uint8)
-        self._ends = np.cumsum([len(t) for t in flat], dtype=np.int64)
+        self.data = np.frombuffer(b"".join(flat), np.uint8)
+        self.ends = np.cumsum([len(t) for t in flat], dtype=np.int64)
         self.num_words = -(-self.vocab_size // 32)
         self.token_arrays = [np.frombuffer(t, np.uint8) for t in flat]
         self.max_token_size = max((len(t) for t in flat), default=0)
@@ -95,7 +95,7 @@ class Vocabulary:
 
     @cached_property
     def _in_string(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        return c.classify_tokens(self._data, self._ends)  # type: ignore[no-any-return]
+        return c.classify_tokens(self.data, self.ends)  # type: ignore[no-any-return]
 
     @cached_property
     def body_length(self) -> npt.NDArray[np.int32]:
@@ -195,7 +195,7 @@ class Vocabulary:
     def _trie_of(self, token_ids: Sequence[int]) -> Trie:
         tokens = self.token_bytes
         order = sorted((i for i in token_ids if tokens[i]), key=lambda i: tokens[i] or b"")
-        return Trie.build(self._data, self._ends, np.array(order, np.int32))
+        return Trie.build(self.data, self.ends, np.array(order, np.int32))
 
 
 def _is_clean(token: bytes | None) -> bool:

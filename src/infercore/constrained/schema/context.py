@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from infercore.constrained.machine import Machine
-from infercore.constrained.schema.atoms import TYPES, Alternative, Forms
-from infercore.constrained.schema.document import FALSE, TRUE, Document, Literal
+from infercore.constrained.schema.atoms import ANNOTATIONS, TYPES, Alternative, Forms
+from infercore.constrained.schema.document import FALSE, TRUE, Document, Json, Literal
 from infercore.constrained.schema.numbers import NumberRange, NumberStates
 from infercore.constrained.schema.separators import Separators
 from infercore.constrained.schema.strings import StringStates
@@ -31,6 +31,7 @@ class Context:
         self._values: dict[Conjunction, int] = {}
         self._typed: dict[tuple[str, Alternative], int] = {}
         self._empty: dict[Conjunction, bool] = {}
+        self._plain: dict[int, bool] = {}
         self._impossible: dict[tuple[str, Alternative], bool] = {}
         self._depth = 0
         self._space_states: dict[tuple[int, int], int] = {}
@@ -131,6 +132,10 @@ class Context:
             return known
         if self._depth >= 6:
             return False
+        if len(conjunction) == 1:
+            ((index, holds),) = conjunction
+            if holds and self._is_plain(index):
+                return False
         self._depth += 1
         self._empty[conjunction] = False  # what a schema that refers to itself finds on the way
         try:
@@ -144,6 +149,13 @@ class Context:
         if empty or self._depth == 0:
             self._empty[conjunction] = empty
         return empty
+
+    def _is_plain(self, index: int) -> bool:
+        """Whether something simple satisfies the schema at a place, as its keywords tell."""
+        plain = self._plain.get(index)
+        if plain is None:
+            plain = self._plain[index] = _is_plain(self.document.places[index].schema)
+        return plain
 
     def is_impossible(self, type_: str, alternative: Alternative) -> bool:
         """Whether these atoms contradict one another, as far as a shallow look tells."""
@@ -172,7 +184,13 @@ class Context:
 
     def _impossible_array(self, alternative: Alternative) -> bool:
         low = max((atom[1] for atom in alternative if atom[0] == "min_items"), default=0)
+        low = max((low, *(atom[1] + atom[3] for atom in alternative if atom[0] == "count" and atom[3])))
         high = min((atom[1] for atom in alternative if atom[0] == "max_items"), default=None)
+        for atom in alternative:
+            if atom[0] == "count" and atom[2] == FALSE and atom[3]:
+                return True
+            if atom[0] == "count" and atom[2] == TRUE and atom[4] is not None:
+                high = atom[1] + atom[4] if high is None else min(high, atom[1] + atom[4])
         if high is not None and (low > high or high < 0):
             return True
         for index in range(min(low, 16)):
@@ -202,7 +220,11 @@ class Context:
 
     def literals_of_key(self, alternative: Alternative, name: str) -> list[Literal]:
         """What the value of key `name` must satisfy."""
-        return [atom[2] for atom in alternative if atom[0] == "all" and self.key_in(atom[1], name)]
+        return [
+            atom[2]
+            for atom in alternative
+            if atom[0] == "all" and (atom[1][1] == name if atom[1][0] == "name" else self.key_in(atom[1], name))
+        ]
 
     def key_in(self, keys: tuple[object, ...], name: str) -> bool:
         """Whether a set of keys has `name`."""
@@ -262,6 +284,20 @@ def _range(alternative: Alternative) -> NumberRange:
     multiples = tuple(sorted((atom[1], atom[2]) for atom in alternative if atom[0] == "multiple"))
     least, most = low or (None, False), high or (None, False)
     return NumberRange(least[0], least[1], most[0], most[1], multiples)
+
+
+_HARMLESS = ANNOTATIONS | {"type", "properties", "patternProperties", "items", "format", "maxLength", "maxItems"}
+
+
+def _is_plain(schema: Json) -> bool:
+    """Whether some text, number, [], {}, a boolean or null satisfies `schema`, whatever its parts say."""
+    if not isinstance(schema, dict) or not _HARMLESS.issuperset(schema):
+        return False
+    kinds = schema.get("type", "object")
+    if not set([kinds] if isinstance(kinds, str) else kinds) & {*TYPES, "integer"}:
+        return False
+    bounds = [schema[bound] for bound in ("maxLength", "maxItems") if bound in schema]
+    return all(isinstance(bound, int) and bound >= 0 for bound in bounds) and not (bounds and "format" in schema)
 
 
 def _missing(alternative: Alternative) -> int:

@@ -335,7 +335,7 @@ class ObjectStates:
     def _pattern_state(self, index: int) -> int:
         from infercore.constrained.schema.texts import pattern_node
 
-        return self.context.texts.regexes.state(pattern_node(self.patterns[index]), self.machine.ret(1 + index))
+        return self.context.texts.search_state(pattern_node(self.patterns[index]), self.machine.ret(1 + index))
 
 
 def _utf8(name: str) -> bytes:

@@ -3,9 +3,8 @@
 import re
 
 from infercore.constrained.machine import Machine
-from infercore.constrained.regex import full_match
 from infercore.constrained.schema.atoms import Alternative
-from infercore.constrained.schema.formats import FORMATS
+from infercore.constrained.schema.format_blocks import format_block
 from infercore.constrained.schema.texts import Part, Texts
 
 
@@ -104,7 +103,7 @@ class StringStates:
 
     def _format(self, name: str) -> int:
         if name not in self._formats:
-            self._formats[name] = self.texts.of_node(full_match(FORMATS[name], ecma=True))
+            self._formats[name] = format_block(name).copy_to(self.machine)
         return self._formats[name]
 
     def _quoted(self, text: int, low: int, high: int | None) -> int:

@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 
 from infercore.constrained.machine import Machine
-from infercore.constrained.regex import ANY_TEXT, RegexStates, search_match
-from infercore.constrained.regex_syntax import ALL, Chars, Node, Repeat
+from infercore.constrained.regex import ANY_TEXT, RegexStates, matches_nothing, search_match
+from infercore.constrained.regex_syntax import ALL, Alternate, Chars, Concat, Node, Repeat
 from infercore.errors import GrammarLimitError
 
 Part = tuple[int, bool]
@@ -43,9 +43,22 @@ class Texts:
         """Texts that a resolved pattern tree reads."""
         config = self._of_node.get(id(node))
         if config is None:
-            config = self._of_node[id(node)] = self.machine.start(self.regexes.state(node, self._end))
+            config = self._of_node[id(node)] = self.machine.start(self.search_state(node, self._end))
             self._keep.append(node)
         return config
+
+    def search_state(self, node: Node, then: int) -> int:
+        """State that reads what `node` matches. Where that may begin with any text, masks are told so."""
+        for option in node.options if isinstance(node, Alternate) else (node,):
+            if (
+                isinstance(option, Concat)
+                and option.parts
+                and option.parts[0] is ANY_TEXT
+                and not matches_nothing(option)
+            ):
+                loop = self.regexes.state(option, then)
+                self.machine.any_loops[self.regexes.state(ANY_TEXT.part, loop)] = loop
+        return self.regexes.state(node, then)
 
     def pattern(self, pattern: str) -> int:
         """Texts that contain a match of `pattern`, in JSON Schema's dialect."""
