@@ -6,7 +6,7 @@ from typing import Any
 
 from infercore.constrained.grammar import GrammarSpec
 from infercore.constrained.regex import full_match
-from infercore.constrained.schema import Separators, Whitespace, check_schema
+from infercore.constrained.schema import Order, Separators, Whitespace, check_schema
 from infercore.constrained.schema.python_types import schema_of_type
 
 
@@ -31,14 +31,19 @@ def choices(options: Sequence[str]) -> GrammarSpec:
     return GrammarSpec("choices", json.dumps(options))
 
 
-def json_schema(schema: Any, *, whitespace: Whitespace = "spaced", ignore: Sequence[str] = ()) -> GrammarSpec:
-    """JSON documents that satisfy `schema`: properties in any order, each key once.
+def json_schema(
+    schema: Any, *, whitespace: Whitespace = "spaced", order: Order = "any", ignore: Sequence[str] = ()
+) -> GrammarSpec:
+    """JSON documents that satisfy `schema`, each key once.
 
     Args:
         schema: a JSON Schema as a dict, a bool or JSON text; a Pydantic model; or a Python type (dataclass, TypedDict,
             Enum, Literal, list[int], ..), which pydantic turns into a schema.
         whitespace: "spaced" (one space after comma and colon, as `json.dumps` writes), "compact" (none), or "flexible"
             (up to 40 white-space characters anywhere).
+        order: of an object's properties. "any"; or "declared": as `properties` lists them, others behind those, so that
+            more of the text is forced. Where what is required cannot be told name by name (some of several keys, more
+            properties than the required ones), an object keeps any order.
         ignore: keywords not to enforce; by this the caller takes what they mean on himself.
     Raises: UnsupportedSchema with the JSON pointer of what cannot be enforced.
     """
@@ -48,5 +53,7 @@ def json_schema(schema: Any, *, whitespace: Whitespace = "spaced", ignore: Seque
         schema = schema_of_type(schema)
     check_schema(schema, ignore=frozenset(ignore))
     Separators.of(whitespace)
-    source = json.dumps({"schema": schema, "whitespace": whitespace, "ignore": sorted(ignore)})
+    if order not in ("any", "declared"):
+        raise ValueError(f"order is {order!r}, expected 'any' or 'declared'")
+    source = json.dumps({"schema": schema, "whitespace": whitespace, "order": order, "ignore": sorted(ignore)})
     return GrammarSpec("json_schema", source)

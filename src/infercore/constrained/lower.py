@@ -18,7 +18,11 @@ def lower(spec: GrammarSpec, machine: Machine) -> int:
     if spec.kind == "json_schema":
         arguments = json.loads(spec.source)
         return lower_schema(
-            arguments["schema"], machine, whitespace=arguments["whitespace"], ignore=frozenset(arguments["ignore"])
+            arguments["schema"],
+            machine,
+            whitespace=arguments["whitespace"],
+            order=arguments["order"],
+            ignore=frozenset(arguments["ignore"]),
         )
     if spec.kind == "tool_calls":
         from infercore.constrained.envelope import lower_tool_calls  # it makes specs, too

@@ -6,7 +6,7 @@ about each type, negations pushed down), `context.py` (values), `strings.py` wit
 `arrays.py`, `objects.py`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from infercore.constrained.limits import Limits
 from infercore.constrained.machine import Machine
@@ -17,7 +17,10 @@ from infercore.constrained.schema.document import Document
 from infercore.constrained.schema.objects import object_lowering
 from infercore.constrained.schema.separators import Separators, Whitespace
 
-__all__ = ["Separators", "Whitespace", "check_schema", "lower_schema"]
+Order = Literal["any", "declared"]
+"""In which order the properties of an object come."""
+
+__all__ = ["Order", "Separators", "Whitespace", "check_schema", "lower_schema"]
 
 
 def check_schema(schema: Any, *, ignore: frozenset[str]) -> None:
@@ -27,9 +30,11 @@ def check_schema(schema: Any, *, ignore: frozenset[str]) -> None:
         check_unique(document, _context(Machine(Limits()), document, "spaced").forms)
 
 
-def lower_schema(schema: Any, machine: Machine, *, whitespace: Whitespace, ignore: frozenset[str]) -> int:
+def lower_schema(
+    schema: Any, machine: Machine, *, whitespace: Whitespace, ignore: frozenset[str], order: Order = "any"
+) -> int:
     """State that reads one JSON value which satisfies `schema`, and returns."""
-    document = Document(schema, ignore)
+    document = Document(schema, ignore, ordered=order == "declared")
     return _context(machine, document, whitespace).value([(document.root_place, True)])
 
 

@@ -365,7 +365,9 @@ class Forms:
             return self.either(_form(("some", keys, _polar(literal, False))) for keys, literal in pairs)
 
         if keyword == "properties":
-            return every((("name", k), child(s, place, f"properties/{_escaped(k)}")) for k, s in value.items())
+            form = every((("name", k), child(s, place, f"properties/{_escaped(k)}")) for k, s in value.items())
+            order = _form(("order", tuple(value))) if self.document.ordered and holds else YES
+            return self.both(form, order, "object")
         if keyword == "patternProperties":
             return every(
                 (("pattern", p), child(s, place, f"patternProperties/{_escaped(p)}")) for p, s in value.items()

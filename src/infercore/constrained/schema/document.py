@@ -44,10 +44,12 @@ class Document:
     Args:
         root: the whole schema.
         ignore: keywords that the caller asked in writing to ignore.
+        ordered: properties come in the order in which they are declared.
     """
 
     root: Json
     ignore: frozenset[str] = frozenset()
+    ordered: bool = False
     places: list[Place] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -43,7 +43,8 @@ class ObjectStates:
         self.some = sorted((atom for atom in alternative if atom[0] == "some"), key=repr)
         self.low = max((atom[1] for atom in alternative if atom[0] == "min_props"), default=0)
         self.high: int | None = min((atom[1] for atom in alternative if atom[0] == "max_props"), default=None)
-        names: dict[str, None] = {}
+        orders = sorted(atom[1] for atom in alternative if atom[0] == "order")
+        names: dict[str, None] = dict.fromkeys(name for order in orders for name in order)
         patterns: dict[str, None] = {}
         for _, keys, _ in (*self.some, *self.every):
             if keys[0] == "name":
@@ -59,6 +60,9 @@ class ObjectStates:
         for _, keys, _ in self.some:
             if keys[0] == "name":
                 self.required |= self._bits[keys[1]]
+        self._owed = self._owed_from_the_start(alternative)
+        # where what is owed may be a key that has been passed, an order could lead to where nothing is left
+        self.ordered = bool(orders) and self.low <= self.required.bit_count() and not self._owed
         self.name_literals = [atom[1] for atom in alternative if atom[0] == "names"]
         self.bad_names = [atom[1] for atom in alternative if atom[0] == "bad_name"]
         self._key_text = self._text_of_names(self.name_literals)
@@ -86,12 +90,16 @@ class ObjectStates:
         self._name_states: dict[str, int] = {}
         self._class_of: dict[frozenset[int], tuple[list[Literal], bool, int]] = {}
 
+    def _owed_from_the_start(self, alternative: Alternative) -> frozenset[int]:
+        num_bad_names = sum(atom[0] == "bad_name" for atom in alternative)
+        return frozenset(
+            [i for i, (_, keys, _) in enumerate(self.some) if keys[0] != "name"]
+            + [len(self.some) + i for i in range(num_bad_names)]
+        )
+
     def entry(self) -> int:
         """State that reads the object and returns."""
-        owed = frozenset(
-            [i for i, (_, keys, _) in enumerate(self.some) if keys[0] != "name"]
-            + [len(self.some) + i for i in range(len(self.bad_names))]
-        )
+        owed = self._owed
         return self.machine.literal(b"{", self.context.space(self._state("first", _Memory(owed=owed))))
 
     # Between members -------------------------------------------------------------------------------------------------
@@ -141,13 +149,25 @@ class ObjectStates:
         return self.high is not None and memory.members + 1 + (self.required & ~memory.seen).bit_count() > self.high
 
     def _extra_fits(self, memory: _Memory) -> bool:
-        return not self._must_be_required(memory)
+        return not self._must_be_required(memory) and not (self.ordered and self.required & ~memory.seen)
+
+    def _open_names(self, memory: _Memory) -> int:
+        """Bits of the declared names that may come next."""
+        if not self.ordered:
+            return ~memory.seen
+        if memory.extra:
+            return 0
+        missing = self.required & ~memory.seen
+        up_to = 2 * (missing & -missing) - 1 if missing else -1  # the first that is required may not be passed
+        return up_to & ~((1 << memory.seen.bit_length()) - 1)
 
     def _key_config(self, memory: _Memory) -> int:
         """Text config of the keys that may come; 0 where there are none."""
         only_required = self._must_be_required(memory)
-        extra = self.has_extra and not only_required
-        key = memory.extra if extra else (memory.seen, only_required)
+        extra = self.has_extra and self._extra_fits(memory)
+        key: object = memory.extra if extra else (memory.seen, only_required, bool(memory.extra))
+        if self.ordered and extra:
+            key = (memory.extra, self._open_names(memory))
         known = self._key_configs.get(key)
         if known is None:
             known = self._key_configs[key] = self._make_key_config(memory, extra, only_required)
@@ -158,7 +178,7 @@ class ObjectStates:
         """Text config, and of how many chains, patterns and rests it is made."""
         machine = self.machine
         free = []
-        allowed = (self.required if only_required else -1) & ~memory.seen
+        allowed = (self.required if only_required else -1) & self._open_names(memory)
         for name, chain in self._chains.items():
             if extra or (name in self.values and self._bits[name] & allowed):
                 free.append(chain)
@@ -198,7 +218,7 @@ class ObjectStates:
         declared = [label for label in labels if label > len(self.patterns)]
         if declared:
             name = self._names_by_label.get(declared[0])
-            if name is None or name not in self.values or self._bits[name] & memory.seen:
+            if name is None or name not in self.values or not self._bits[name] & self._open_names(memory):
                 return []
             if not self.required & self._bits[name] and self._must_be_required(memory):
                 return []
@@ -212,7 +232,7 @@ class ObjectStates:
                 return [(self._name_states[name], after)]
             matches = self._owed_by_name(memory, name)
         else:
-            if not self.has_extra or not labels or self._must_be_required(memory):
+            if not self.has_extra or not labels or not self._extra_fits(memory):
                 return []
             claimed = frozenset(label - 1 for label in labels if label != _OTHER)
             if claimed not in self._class_of:
