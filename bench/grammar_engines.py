@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from infercore.constrained import Vocabulary, allocate_bitmask, json_schema
+from infercore.constrained import Vocabulary, allocate_bitmask, json_schema, regex
 
 Encode = Callable[[str], list[int]]
 
@@ -31,11 +31,31 @@ def load_tiktoken(path: Path) -> tuple[list[bytes | None], int, Encode]:
     return tokens, 128009, lambda text: encoding.encode(text, disallowed_special=())
 
 
+def load_smollm2() -> tuple[list[bytes | None], int, Encode]:
+    """The same of SmolLM2's tokenizer."""
+    from transformers import AutoTokenizer
+
+    from infercore.demo.fetch import smollm2_path
+
+    path = smollm2_path()
+    assert path is not None, "run `infercore demo` once: it fetches SmolLM2"
+    vocabulary = Vocabulary.from_tokenizer(AutoTokenizer.from_pretrained(path))
+    assert vocabulary.encode is not None
+    return list(vocabulary.token_bytes), vocabulary.eos_token_ids[0], vocabulary.encode
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in use now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+
 class Infercore:
     """Ours."""
 
     slow = False
     version = "here"
+    order = "any"
 
     def __init__(self, token_bytes: list[bytes | None], eos: int, encode: Encode) -> None:
         self.eos = eos
@@ -44,7 +64,12 @@ class Infercore:
         self.words = self.bitmask.numpy()[0]
 
     def compile(self, schema: Any) -> "Infercore":
-        self.grammar = json_schema(schema).bind(self.vocabulary)
+        self.grammar = json_schema(schema, order=self.order).bind(self.vocabulary)
+        self.restart()
+        return self
+
+    def compile_regex(self, pattern: str) -> "Infercore":
+        self.grammar = regex(pattern).bind(self.vocabulary)
         self.restart()
         return self
 
@@ -66,6 +91,12 @@ class Infercore:
 
     def forced(self) -> list[int]:
         return self.grammar.forced_tokens(self.state).tolist()
+
+
+class InfercoreOrdered(Infercore):
+    """Ours, properties in the order in which they are declared, as llguidance and xgrammar have them."""
+
+    order = "declared"
 
 
 class LLGuidance:
@@ -96,6 +127,12 @@ class LLGuidance:
         text = json.dumps(schema)
         options = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         grammar = self.module.LLMatcher.grammar_from_json_schema(text, defaults=options)
+        return self._start(grammar)
+
+    def compile_regex(self, pattern: str) -> "LLGuidance":
+        return self._start(self.module.LLMatcher.grammar_from_regex(pattern))
+
+    def _start(self, grammar: str) -> "LLGuidance":
         self.start = self.module.LLMatcher(self.tokenizer, grammar, log_level=0)
         if self.start.is_error():
             raise ValueError(self.start.get_error())
@@ -146,6 +183,11 @@ class XGrammar:
         self.restart()
         return self
 
+    def compile_regex(self, pattern: str) -> "XGrammar":
+        self.grammar = self.compiler.compile_regex(pattern)
+        self.restart()
+        return self
+
     def restart(self) -> None:
         self.matcher = self.module.GrammarMatcher(self.grammar)
 
@@ -181,7 +223,9 @@ class OutlinesCore:
     def compile(self, schema: Any) -> "OutlinesCore":
         from outlines_core.json_schema import build_regex_from_schema
 
-        pattern = build_regex_from_schema(json.dumps(schema), whitespace_pattern=r"[ ]?")
+        return self.compile_regex(build_regex_from_schema(json.dumps(schema), whitespace_pattern=r"[ ]?"))
+
+    def compile_regex(self, pattern: str) -> "OutlinesCore":
         self.index = self.module.Index(pattern, self.vocabulary)
         self.restart()
         return self
@@ -205,6 +249,7 @@ class OutlinesCore:
 
 ENGINES: dict[str, Any] = {
     "infercore": Infercore,
+    "infercore-ordered": InfercoreOrdered,
     "llguidance": LLGuidance,
     "xgrammar": XGrammar,
     "outlines-core": OutlinesCore,
