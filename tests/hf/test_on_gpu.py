@@ -71,15 +71,23 @@ def test_a_draft_model_runs_by_graphs_too(model, expected):
     assert engine.stats.num_forwards < NEW
 
 
-def test_after_warmup_nothing_is_captured(model, expected):
+def num_compiled():
+    """Compiled variants of the kernels in the step."""
+    from infercore.kernels.tree_attention import triton, triton_merge, triton_plan
+
+    kernels = (triton._attend_kernel, triton_merge._merge_kernel, triton_plan._plan_kernel)
+    return [sum(len(caches[0]) for caches in kernel.device_caches.values()) for kernel in kernels]
+
+
+def test_after_warmup_nothing_is_captured_or_compiled(model, expected):
     engine = Engine(model, num_pages=400, max_running=8)
-    engine.warmup(batch=8, rows=64, progress=False)
-    before = set(engine._stepper.graphs._replays)
+    engine.warmup(batch=8, rows=256, progress=False)
+    before = set(engine._stepper.graphs._replays), num_compiled()
     for _ in range(2):
         for prompt in PROMPTS:
             engine.generate(prompt, max_new_tokens=NEW, drafter=NGramDrafter(), max_draft_nodes=7)
         engine.generate(PROMPTS, max_new_tokens=NEW, drafter=NGramDrafter(), max_draft_nodes=7)
-    assert set(engine._stepper.graphs._replays) == before
+    assert (set(engine._stepper.graphs._replays), num_compiled()) == before
 
 
 def test_a_step_in_half_precision_differs_by_its_rounding_only(model):
@@ -93,6 +101,17 @@ def test_a_step_in_half_precision_differs_by_its_rounding_only(model):
     scale = logits[False].abs().max()
     assert (logits[True] - logits[False]).abs().max() <= 0.05 * scale
     assert (logits[True, 2] - logits[False, 2]).abs().max() <= 0.05 * scale
+
+
+def test_fused_layers_differ_by_rounding_only(model, expected):
+    engine = Engine(model, num_pages=200, fuse_layers=True)
+    done = engine.generate(PROMPTS, max_new_tokens=NEW, return_logits=True)
+    plain = Engine(model, num_pages=200, cuda_graphs=False).generate(PROMPTS, max_new_tokens=NEW, return_logits=True)
+    assert engine._stepper.graphs.reason is None
+    assert engine._stepper.graphs.num_replays > NEW // 2
+    assert "forward" not in model.model.layers[0].__dict__
+    for mine, theirs in zip(done, plain, strict=True):  # float32: a fused sum may round differently
+        assert (mine.logits - theirs.logits).abs().max() <= 1e-4 * theirs.logits.abs().max()
 
 
 def test_dynamic_rotary_embeddings_run_eagerly_and_say_why():

@@ -11,6 +11,7 @@ from tests.hf.drafters import OracleDrafter
 from tests.hf.tiny import tiny_model
 
 from infercore.hf import Engine
+from infercore.hf.fused_layers import FusedLayers, repeated_layers
 from infercore.hf.graphs import ROWS, StepGraphs
 from infercore.hf.step_buffers import Bucket
 
@@ -79,7 +80,7 @@ def test_warmup_captures_every_bucket_and_steps_capture_none(model, expected):
         for seqs in (1, 2, 4)
         for rows in (1, 2, 4, 8)
         for tree in (False, True)
-        if rows >= seqs and (not tree or rows > seqs)
+        if rows >= seqs and (not tree or rows > seqs or seqs > 2)
     )
     before = capture.captures
     handles = [engine.submit(engine.request(p, max_new_tokens=24))[0] for p in PROMPTS]
@@ -140,3 +141,34 @@ def test_graphs_are_refused_without_a_gpu(model):
         Engine(model, cuda_graphs=True)
     assert Engine(model).warmup() == 0.0
     assert ROWS[-1] == 128
+
+
+def test_fused_layers_are_compiled_in_the_capture_only():
+    model = copy.deepcopy(tiny_model("llama")).double()  # float32 goes through our own loops on a CPU, not to be traced
+    expected = [c.token_ids for c in Engine(model).generate(PROMPTS, max_new_tokens=24)]
+    fused = FusedLayers(model, backend="eager")  # dynamo cuts the code, nothing is generated
+    assert fused.num_layers == model.config.num_hidden_layers
+    engine = Engine(model, poison=True)
+    stepper = engine._stepper
+    called = []
+
+    def capture(forward):
+        def replay():
+            out = forward()
+            called.append("forward" in model.model.layers[0].__dict__)
+            return out
+
+        return replay
+
+    stepper.graphs = StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, fused=fused, capture=capture)
+    assert [c.token_ids for c in engine.generate(PROMPTS, max_new_tokens=24)] == expected
+    assert stepper.graphs.reason is None
+    assert called
+    assert not any(called)
+    assert "forward" not in model.model.layers[0].__dict__
+
+
+def test_layers_with_a_forward_of_their_own_are_left_alone():
+    model = copy.deepcopy(tiny_model("llama"))
+    model.model.layers[1].forward = model.model.layers[1].forward  # as accelerate's hooks do
+    assert repeated_layers(model) == []

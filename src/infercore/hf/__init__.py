@@ -11,9 +11,9 @@ as they come. Not for encoder-decoders, hybrids with linear attention, beams; `G
     handles = engine.submit(engine.request(prompt)); events = engine.step(); handles[0].cancel()   # for servers
 
 Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
-forward), `step.py`, `draft.py` and `choose.py` (one step), `state.py`, `scheduler.py`, `engine.py`; then
-`self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`,
-`cache_argument.py`.
+forward), `step.py`, `draft.py` and `choose.py` (one step), `state.py`, `scheduler.py`, `engine.py`; `graphs.py`,
+`step_buffers.py` and `fused_layers.py` (steps as CUDA graphs); then `self_check.py`, `custom_generate.py`, `factory.py`,
+`stream.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`, `cache_argument.py`.
 """
 
 from infercore.hf.aio import AsyncEngine

@@ -25,6 +25,7 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # plans are no tensors: compiled layers are cut here
 def packed_attention(
     module: nn.Module,
     query: Tensor,

@@ -9,12 +9,14 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from infercore.hf.fused_layers import FusedLayers
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows
 from infercore.hf.step_buffers import Bucket, StepBuffers
@@ -22,6 +24,7 @@ from infercore.radix import KVPool
 
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 SEQS = (1, 2, 4, 8, 16, 32, 64, 128)
+LARGE_ROWS = (256, 512, 1024, 2048)
 _MAX_TABLE_TOKENS = 1 << 17  # longer sequences run without graphs
 
 _log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ class StepGraphs:
     Args:
         model, pool: as the engine's.
         max_seqs: sequences in a step. max_tokens: of a sequence.
+        fused: layers to run compiled in the graphs; None: the model's own code.
         capture: how a forward becomes a replay; tests on a CPU put plain calls in its place.
     """
 
@@ -49,10 +53,12 @@ class StepGraphs:
         *,
         max_seqs: int,
         max_tokens: int,
+        fused: FusedLayers | None = None,
         capture: "Callable[[Callable[[], Tensor]], Replay] | None" = None,
     ) -> None:
         self._model = model
         self._pool = pool
+        self._fused = fused
         self._capture_forward = capture or _Capture(model.device)
         seqs = next((s for s in SEQS if s >= max_seqs), SEQS[-1])
         pages = -(-min(max_tokens, pool.num_pages * pool.page_size, _MAX_TABLE_TOKENS) // pool.page_size)
@@ -79,9 +85,17 @@ class StepGraphs:
         return logits[torch.from_numpy(logits_rows).to(logits.device)]
 
     def warmup(self, *, max_seqs: int, max_rows: int, progress: bool) -> float:
-        """Capture every bucket of up to that many sequences and rows, the largest first; returns seconds."""
+        """Capture every bucket of up to that many sequences and rows, the largest first; returns seconds.
+
+        Larger steps, which no graph serves, are run once each in the sizes that choose among compiled kernels.
+        """
         start = time.perf_counter()
-        buckets = sorted(self._buckets(max_seqs, max_rows), reverse=True)
+        buckets = sorted(self._buckets(max_seqs, min(max_rows, ROWS[-1])), reverse=True)
+        large = [b for b in self._buckets(max_seqs, max_rows, LARGE_ROWS) if b.num_rows > ROWS[-1]]
+        for bucket in tqdm(large, desc="compiling kernels", disable=not progress):
+            buffers = StepBuffers(bucket.num_rows, bucket.num_seqs, self._buffers.max_pages, self._model.device)
+            buffers.write([], bucket)
+            self._model.forward(buffers.plan(bucket, self._pool))
         for bucket in tqdm(buckets, desc="capturing CUDA graphs", disable=not progress):
             if self.reason is not None or self.is_full:
                 break
@@ -112,21 +126,22 @@ class StepGraphs:
             return None
         return Bucket(max(num_rows, num_seqs), num_seqs, any(r.tree.num_nodes for r in rows))
 
-    def _buckets(self, max_seqs: int, max_rows: int) -> Iterator[Bucket]:
+    def _buckets(self, max_seqs: int, max_rows: int, sizes: tuple[int, ...] = ROWS) -> Iterator[Bucket]:
         most_seqs = next((s for s in SEQS if s >= max_seqs), SEQS[-1])
-        most_rows = next((r for r in ROWS if r >= max_rows), ROWS[-1])
+        most_rows = next((r for r in sizes if r >= max_rows), sizes[-1])
         for num_seqs in SEQS:
-            for num_rows in ROWS:
+            for num_rows in sizes:
                 if num_seqs <= min(num_rows, most_seqs, self._buffers.max_seqs) and num_rows <= most_rows:
                     yield Bucket(num_rows, num_seqs, False)
-                    if num_rows > num_seqs:
+                    if num_rows > num_seqs or num_seqs > 2:  # fewer sequences may share the bucket, with drafts
                         yield Bucket(num_rows, num_seqs, True)
 
     def _capture(self, bucket: Bucket) -> Replay | None:
         """Run the bucket's forward once as it is, capture it, and compare; None where that fails."""
 
         def forward() -> Tensor:
-            return self._model.forward(self._buffers.plan(bucket, self._pool))
+            with self._fused.during() if self._fused is not None else nullcontext():
+                return self._model.forward(self._buffers.plan(bucket, self._pool))
 
         try:
             eager = forward().clone()  # compiles kernels and makes the pool's layers, outside the graph's memory

@@ -39,7 +39,7 @@ class Rows:
     first_logits_row: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Plan:
     """Plain tensors on the model's device; `pool` is where layers read and write K/V. See `fill_rows` for the fields.
 
