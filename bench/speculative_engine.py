@@ -206,7 +206,7 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
         "| --- " * (len(groups) + 5) + "|",
     ]
     for name in names:
-        forwards = sum(result["forwards"][name] for result in results)
+        forwards = sum(result["forwards"].get(name, 0) for result in results)
         over_plain = {group: total("plain", group) / total(name, group) for group in groups}
         worst = min((group for group in groups if group != "all"), key=over_plain.__getitem__)
         per_forward = f"{tokens / forwards:.2f}" if forwards else ""
