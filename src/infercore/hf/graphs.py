@@ -91,7 +91,7 @@ class StepGraphs:
         """
         start = time.perf_counter()
         buckets = sorted(self._buckets(max_seqs, min(max_rows, ROWS[-1])), reverse=True)
-        large = [b for b in self._buckets(max_seqs, max_rows, LARGE_ROWS) if b.num_rows > ROWS[-1]]
+        large = list(self._buckets(max_seqs, max_rows, LARGE_ROWS)) if max_rows > ROWS[-1] else []
         for bucket in tqdm(large, desc="compiling kernels", disable=not progress):
             buffers = StepBuffers(bucket.num_rows, bucket.num_seqs, self._buffers.max_pages, self._model.device)
             buffers.write([], bucket)
