@@ -92,8 +92,9 @@ def table(
 ) -> tuple[list[str], list[str]]:
     """Lines of the table, and a line for each failure."""
     taken = {index: record for index, record in records.items() if "runs" in record}
+    sizes = " or ".join(str(size) for size in sorted({record["batch"] for record in taken.values()}))
     lines = [
-        f"SmolLM2-135M-Instruct, fp32, 2 threads, greedy, batch {arguments.batch}: {len(taken)} MaskBench schemas "
+        f"SmolLM2-135M-Instruct, fp32, 2 threads, greedy, {sizes} side by side: {len(taken)} MaskBench schemas "
         f"(seed {arguments.seed}), "
         f"{len(records) - len(taken)} more refused",
         "",
@@ -188,7 +189,8 @@ def main() -> None:
     lines, failures = table(records, limits, arguments)
     print("\n".join([*lines, "", *failures]))
     if arguments.save:
-        (Path(__file__).parent / "results" / "constrained-model.md").write_text("\n".join(lines) + "\n")
+        name = "constrained-model.md" if arguments.batch == 1 else "constrained-model-batched.md"
+        (Path(__file__).parent / "results" / name).write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,8 @@ def test_syntax(pattern, yes, no):
         ("\\", 0),
         (r"\p{Nope}", 0),
         ("a)", 1),
+        ("(?=a)b", 0),
+        (r"\bab", 0),
     ],
 )
 def test_refusal_carries_the_position(pattern, position):

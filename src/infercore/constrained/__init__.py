@@ -13,11 +13,13 @@ and its states are plain ints, so a search, a batch or a draft tree may hold as 
 
 Reading order: `api.py` (what may be said), `grammar.py` (the contract), `matcher.py`, `vocabulary.py`, `trie.py`,
 `machine.py` and `_compiled.py` (the lazy pushdown), `regex_syntax.py`, `regex.py`, `utf8.py`, `schema/` (JSON Schema
-to states), `lower.py`, `limits.py`, `bitmask.py`; `envelope.py` (tool calls), `budget.py` and `completion.py` (outputs
-that are whole when their tokens run out), `dot.py`; `adapters.py` and `outlines.py` (engines of others).
+to states), `block.py`, `lower.py`, `limits.py`, `bitmask.py`, `batch.py`; `envelope.py` (tool calls), `budget.py` and
+`completion.py` (outputs that are whole when their tokens run out), `dot.py`; `adapters.py`, `outlines.py` (engines of
+others).
 """
 
 from infercore.constrained.api import choices, json_schema, regex
+from infercore.constrained.batch import fill_batch
 from infercore.constrained.bitmask import allocate_bitmask
 from infercore.constrained.dot import to_dot
 from infercore.constrained.envelope import tool_calls
@@ -35,6 +37,7 @@ __all__ = [
     "Vocabulary",
     "allocate_bitmask",
     "choices",
+    "fill_batch",
     "json_schema",
     "regex",
     "to_dot",
