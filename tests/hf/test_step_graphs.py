@@ -136,9 +136,12 @@ def test_graphs_go_with_the_weights_they_were_captured_with():
     assert not engine._stepper.graphs._replays
 
 
-def test_graphs_are_refused_without_a_gpu(model):
+def test_graphs_are_refused_without_a_gpu_and_the_model_is_left_as_it_was():
+    model = copy.deepcopy(tiny_model("llama"))
+    model.set_attn_implementation("sdpa")
     with pytest.raises(ValueError, match="move it to a GPU"):
         Engine(model, cuda_graphs=True)
+    assert model.config._attn_implementation == "sdpa"
     assert Engine(model).warmup() == 0.0
     assert ROWS[-1] == 128
 

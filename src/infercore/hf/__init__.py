@@ -13,7 +13,7 @@ as they come. Not for encoder-decoders, hybrids with linear attention, beams; `G
 Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
 forward), `step.py`, `draft.py` and `choose.py` (one step), `state.py`, `scheduler.py`, `engine.py`; `graphs.py`,
 `step_buffers.py` and `fused_layers.py` (steps as CUDA graphs); then `self_check.py`, `custom_generate.py`,
-`factory.py`, `stream.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`, `cache_argument.py`.
+`factory.py`, `stream.py`, `report.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`, `cache_argument.py`.
 """
 
 from infercore.hf.aio import AsyncEngine

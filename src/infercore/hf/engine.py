@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from infercore import _jit
 from infercore.errors import RequestError
 from infercore.hf.completion import completion_of
 from infercore.hf.cost_curve import cost_curve
 from infercore.hf.custom_generate import groups_of_copies, to_output, to_requests
 from infercore.hf.factory import Prompt, RequestFactory, as_prompts, copy_of
-from infercore.hf.fused_layers import FusedLayers
-from infercore.hf.graphs import StepGraphs
+from infercore.hf.graphs import check_wanted, step_graphs
 from infercore.hf.handle import RequestHandle
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.pool_size import default_num_pages
+from infercore.hf.report import report
 from infercore.hf.request import Completion, Event, FinishEvent, Request, Score, checked_request
 from infercore.hf.scheduler import Scheduler
 from infercore.hf.state import RequestState
@@ -73,6 +72,7 @@ class Engine:
         policy: Policy | None = None,
         poison: bool = False,
     ) -> None:
+        check_wanted(next(model.parameters()).device, cuda_graphs)
         self._model = PackedModel(model)
         self.tokenizer: Tokenizer | None = tokenizer
         pages = num_pages or default_num_pages(self.bytes_per_token * page_size, page_size, self.device)
@@ -81,15 +81,10 @@ class Engine:
         self.stats = EngineStats()
         self._scheduler = Scheduler(self.cache, max_running=max_running)
         on_gpu = self.device.type == "cuda"
-        if cuda_graphs and not on_gpu:
-            raise ValueError(
-                f"cuda_graphs is True, but the model is on {self.device}; move it to a GPU, or leave it out"
-            )
-        graphs = None
-        if on_gpu and cuda_graphs is not False:
-            most = self._model.max_positions or pages * page_size
-            fused = FusedLayers(model) if fuse_layers else None
-            graphs = StepGraphs(self._model, self.pool, max_seqs=max_running, max_tokens=most, fused=fused)
+        most = self._model.max_positions or pages * page_size
+        graphs = step_graphs(
+            self._model, self.pool, cuda_graphs, fuse_layers=fuse_layers, max_seqs=max_running, max_tokens=most
+        )
         self._stepper = Stepper(
             self._scheduler,
             self.pool,
@@ -309,21 +304,7 @@ class Engine:
 
     def report(self) -> str:
         """What the engine runs on, in a few lines: model, device, pool, compiled loops, requests."""
-        counts, graphs = self.cache.counts(), self._stepper.graphs
-        size_mb = self.bytes_per_token * counts.total * self.cache.page_size / 2**20
-        lines = [
-            f"model      {self._model.describe()}",
-            f"KV pool    {counts.total} pages of {self.cache.page_size} tokens ({size_mb:.0f} MiB): "
-            f"{counts.free} free, {counts.cached} cached, {counts.in_use} in use",
-            f"CPU loops  {_jit.status()}",
-            f"graphs     {graphs.describe() if graphs is not None else 'none: not on a GPU, or turned off'}",
-            f"requests   {self.stats.num_requests} finished, {self.num_unfinished} unfinished, "
-            f"{self.stats.num_preemptions} preemptions",
-        ]
-        for name, by_depth in self.stats.acceptance.items():
-            rates = ", ".join(f"{accepted}/{drafted}" for drafted, accepted in by_depth)
-            lines.append(f"accepted   {name}, by depth: {rates}")
-        return "\n".join(lines)
+        return report(self._model, self.cache, self._stepper.graphs, self.stats, num_unfinished=self.num_unfinished)
 
     def __call__(
         self,

@@ -163,6 +163,22 @@ class StepGraphs:
         return replay
 
 
+def check_wanted(device: torch.device, wanted: bool | None) -> None:
+    """Raises: ValueError where graphs are asked for on a CPU."""
+    if wanted and device.type != "cuda":
+        raise ValueError(f"cuda_graphs is True, but the model is on {device}; move it to a GPU, or leave it out")
+
+
+def step_graphs(
+    model: PackedModel, pool: KVPool, wanted: bool | None, *, fuse_layers: bool, max_seqs: int, max_tokens: int
+) -> StepGraphs | None:
+    """The graphs of an engine; None on a CPU, or where they are not wanted. `wanted` None: on a GPU."""
+    if model.device.type != "cuda" or wanted is False:
+        return None
+    fused = FusedLayers(model.model) if fuse_layers else None
+    return StepGraphs(model, pool, max_seqs=max_seqs, max_tokens=max_tokens, fused=fused)
+
+
 class _Capture:
     """Captures forwards into CUDA graphs that share one pool of memory."""
 

@@ -9,7 +9,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from infercore.errors import OutOfPages, RequestError
-from infercore.hf.graphs import StepGraphs
+from infercore.hf.graphs import step_graphs
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows, build_plan
 from infercore.hf.pool_size import default_num_pages
@@ -59,10 +59,10 @@ class ModelForward:
         self.cache = PrefixCache(pages, page_size, store=self._pool)
         self._max_rows = max_rows or (2048 if self._model.device.type == "cuda" else 512)
         self._sequences: dict[int, Sequence] = {}
-        self._graphs: StepGraphs | None = None
-        if self._model.device.type == "cuda":
-            most = self._model.max_positions or pages * page_size
-            self._graphs = StepGraphs(self._model, self._pool, max_seqs=_MAX_SEQS, max_tokens=most)
+        most = self._model.max_positions or pages * page_size
+        self._graphs = step_graphs(
+            self._model, self._pool, None, fuse_layers=False, max_seqs=_MAX_SEQS, max_tokens=most
+        )
 
     def forward(
         self, request_ids: Seq[int], texts: Seq[Integer[np.ndarray, "_"]], trees: Seq[TokenTree]
