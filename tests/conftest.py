@@ -21,6 +21,18 @@ settings.register_profile("dev", deadline=None, suppress_health_check=[HealthChe
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` need a CUDA device, and kernels that are compiled and not interpreted."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available() or os.environ["TRITON_INTERPRET"] == "1":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and TRITON_INTERPRET=0"))
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     """Every test starts from the same random state; tests that want other draws make their own generator."""

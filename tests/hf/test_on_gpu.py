@@ -4,7 +4,6 @@ TRITON_INTERPRET=0 pytest -m gpu tests/hf        # on a machine with a GPU; skip
 """
 
 import copy
-import os
 
 import pytest
 import torch
@@ -14,13 +13,7 @@ from tests.hf.tiny import VOCAB, tiny_model
 from infercore.hf import Engine, ModelForward
 from infercore.speculative import DraftModelDrafter, NGramDrafter
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-        reason="needs a CUDA device, and TRITON_INTERPRET=0",
-    ),
-]
+pytestmark = pytest.mark.gpu
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 3], list(range(3, 90)), [11] * 40, [12, 13] * 70]
 NEW = 32
 
