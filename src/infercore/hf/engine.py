@@ -48,8 +48,8 @@ class Engine:
         controller: decides how many draft tokens are worth verifying; None takes each request's `max_draft_nodes`.
         vocabulary: the tokenizer's tokens as bytes, for grammars; built from `tokenizer` at the first use if None.
         cuda_graphs: run steps of up to 128 rows as CUDA graphs, see `warmup`; None: on a GPU, if the model allows it.
-        fuse_layers: put the model's layers through torch.compile before they are captured: a third fewer kernels, and
-            logits that differ by rounding. The first capture takes about a minute more, once a machine.
+        fuse_layers: put the model's layers through torch.compile before they are captured: fewer kernels, logits that
+            differ by rounding, and a first capture that takes longer, once a machine.
         policy: what leaves the prefix cache first, see `infercore.radix.eviction`; None: the least recently used.
         poison: fill freed pages with NaN, to show in tests that none is read.
 

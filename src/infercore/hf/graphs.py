@@ -18,7 +18,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from infercore.hf.fused_layers import FusedLayers
 from infercore.hf.packed_model import PackedModel
-from infercore.hf.plan import Rows
+from infercore.hf.plan import Rows, count_rows
 from infercore.hf.step_buffers import Bucket, StepBuffers
 from infercore.radix import KVPool
 
@@ -60,7 +60,7 @@ class StepGraphs:
         self._pool = pool
         self._fused = fused
         self._capture_forward = capture or _Capture(model.device)
-        seqs = next((s for s in SEQS if s >= max_seqs), SEQS[-1])
+        seqs = _smallest(SEQS, max_seqs) or SEQS[-1]
         pages = -(-min(max_tokens, pool.num_pages * pool.page_size, _MAX_TABLE_TOKENS) // pool.page_size)
         self._buffers = StepBuffers(ROWS[-1], seqs, pages, model.device)
         self._replays: dict[Bucket, Replay] = {}
@@ -79,7 +79,7 @@ class StepGraphs:
             return None
         logits = replay()
         self.num_replays += 1
-        total = sum(len(r.slots) for r in rows)
+        total = count_rows(rows)
         if len(logits_rows) == total:
             return logits[:total]
         return logits[torch.from_numpy(logits_rows).to(logits.device)]
@@ -117,9 +117,7 @@ class StepGraphs:
         return f"{len(self._replays)} captured, {self.num_replays} steps replayed{full}"
 
     def _bucket(self, rows: Seq[Rows]) -> Bucket | None:
-        total = sum(len(r.slots) for r in rows)
-        num_rows = next((n for n in ROWS if n >= total), None)
-        num_seqs = next((n for n in SEQS if n >= len(rows)), None)
+        num_rows, num_seqs = _smallest(ROWS, count_rows(rows)), _smallest(SEQS, len(rows))
         if num_rows is None or num_seqs is None or num_seqs > self._buffers.max_seqs:
             return None
         if max(r.sequence.num_pages for r in rows) > self._buffers.max_pages:
@@ -127,8 +125,7 @@ class StepGraphs:
         return Bucket(max(num_rows, num_seqs), num_seqs, any(r.tree.num_nodes for r in rows))
 
     def _buckets(self, max_seqs: int, max_rows: int, sizes: tuple[int, ...] = ROWS) -> Iterator[Bucket]:
-        most_seqs = next((s for s in SEQS if s >= max_seqs), SEQS[-1])
-        most_rows = next((r for r in sizes if r >= max_rows), sizes[-1])
+        most_seqs, most_rows = _smallest(SEQS, max_seqs) or SEQS[-1], _smallest(sizes, max_rows) or sizes[-1]
         for num_seqs in SEQS:
             for num_rows in sizes:
                 if num_seqs <= min(num_rows, most_seqs, self._buffers.max_seqs) and num_rows <= most_rows:
@@ -161,6 +158,11 @@ class StepGraphs:
             return None
         self._replays[bucket] = replay
         return replay
+
+
+def _smallest(sizes: tuple[int, ...], count: int) -> int | None:
+    """The smallest of ascending `sizes` that holds `count`; None if none does."""
+    return next((size for size in sizes if size >= count), None)
 
 
 def check_wanted(device: torch.device, wanted: bool | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from infercore.errors import OutOfPages, RequestError
 from infercore.hf.graphs import step_graphs
 from infercore.hf.packed_model import PackedModel
-from infercore.hf.plan import Rows, build_plan
+from infercore.hf.plan import Rows, build_plan, count_rows
 from infercore.hf.pool_size import default_num_pages
 from infercore.radix import KVPool, PrefixCache, Sequence
 from infercore.speculative import TokenTree
@@ -139,7 +139,7 @@ class ModelForward:
             first = len(chain) - 1 if wants_logits else len(chain)
             rows.append(Rows(sequence, chain, tree, slots, first))
         logits: Tensor | None = None
-        with torch.no_grad(), self._model.faster(sum(len(each.slots) for each in rows)):
+        with torch.no_grad(), self._model.faster(count_rows(rows)):
             if self._graphs is not None and wants_logits:
                 logits = self._graphs.forward(rows)
             if logits is None:

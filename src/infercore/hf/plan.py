@@ -6,7 +6,7 @@ of a draft tree. All runs stand one behind the other in a single `[1, T]` forwar
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,11 @@ class HostRows:
     ancestor_bits: npt.NDArray[np.int32] | None
 
 
+def count_rows(rows: Seq[Rows]) -> int:
+    """Rows of the forward that `rows` make."""
+    return sum(len(r.slots) for r in rows)
+
+
 def fill_rows(rows: Seq[Rows], host: HostRows) -> npt.NDArray[np.int64]:
     """Write `rows` one behind the other into the beginnings of `host`; returns the rows that give logits.
 
@@ -118,7 +123,7 @@ def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:
 
     Cost: O(rows + sequences * pages) on the host, one copy of each array to the device.
     """
-    num_seqs, total = len(rows), sum(len(r.slots) for r in rows)
+    num_seqs, total = len(rows), count_rows(rows)
     max_nodes = max((r.tree.num_nodes for r in rows), default=0)
     host = HostRows(
         np.empty(total, np.int64),
@@ -130,24 +135,17 @@ def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:
         np.empty((num_seqs, max((r.sequence.num_pages for r in rows), default=0)), np.int32),
         np.zeros((total, (max_nodes + 31) // 32), np.int32) if max_nodes else None,
     )
-    logits_rows = fill_rows(rows, host)
-
-    def on_device(array: npt.NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    attended: dict[str, Any] = {
-        "position_ids": on_device(host.position_ids),
-        "row_starts": on_device(host.row_starts),
-        "context_lens": on_device(host.context_lens),
-        "num_causal_rows": on_device(host.num_causal_rows),
-        "block_table": on_device(host.block_table),
-        "ancestor_bits": None if host.ancestor_bits is None else on_device(host.ancestor_bits),
+    logits_rows = torch.from_numpy(fill_rows(rows, host)).to(device, non_blocking=True)
+    arrays = {f.name: getattr(host, f.name) for f in fields(host)}
+    tensors = {
+        name: None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
+        for name, array in arrays.items()
     }
-    return Plan(
-        token_ids=on_device(host.token_ids),
-        slot_mapping=on_device(host.slot_mapping),
-        logits_rows=on_device(logits_rows),
-        pool=pool,
-        prepared=prepare(**attended, page_size=pool.page_size),
-        **attended,
-    )
+    return plan_of(tensors, logits_rows, pool)
+
+
+def plan_of(tensors: dict[str, Tensor | None], logits_rows: Int64[Tensor, " logits"] | None, pool: KVPool) -> Plan:
+    """The plan of `tensors`, named like the fields of `HostRows`; attention's part is prepared here."""
+    attended: dict[str, Any] = {k: t for k, t in tensors.items() if k not in ("token_ids", "slot_mapping")}
+    prepared = prepare(**attended, page_size=pool.page_size)
+    return Plan(**tensors, logits_rows=logits_rows, pool=pool, prepared=prepared)  # type: ignore[arg-type]

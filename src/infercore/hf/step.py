@@ -11,7 +11,7 @@ from infercore.hf.choose import Turn, choose, keep_chosen
 from infercore.hf.draft import draft, show_drafters, teach_controller
 from infercore.hf.graphs import StepGraphs
 from infercore.hf.packed_model import PackedModel
-from infercore.hf.plan import Rows, build_plan
+from infercore.hf.plan import Rows, build_plan, count_rows
 from infercore.hf.request import TokenEvent
 from infercore.hf.scheduler import Scheduler, Share
 from infercore.hf.state import RequestState
@@ -73,7 +73,7 @@ class Stepper:
             return []
         packed = [rows for _, rows in work]
         turns = _turns(work)
-        num_rows = sum(len(rows.slots) for rows in packed)
+        num_rows = count_rows(packed)
         before_forward = clock()
         with self.model.faster(num_rows):
             logits = self.graphs.forward(packed) if self.graphs is not None else None

@@ -8,8 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from infercore.hf.plan import HostRows, Plan, Rows, fill_rows
-from infercore.kernels import prepare
+from infercore.hf.plan import HostRows, Plan, Rows, fill_rows, plan_of
 from infercore.radix import KVPool
 
 _ALIGNMENT = 16  # bytes: what kernels were compiled for
@@ -89,19 +88,14 @@ class StepBuffers:
     def plan(self, bucket: Bucket, pool: KVPool) -> Plan:
         """The bucket's plan, all rows giving logits; to be called inside the capture, where attention plans anew."""
         view, rows, seqs = self._on_device, bucket.num_rows, bucket.num_seqs
-        attended = {
+        tensors: dict[str, Tensor | None] = {
+            "token_ids": view["token_ids"][:rows],
             "position_ids": view["position_ids"][:rows],
+            "slot_mapping": view["slot_mapping"][:rows],
             "row_starts": view["row_starts"][: seqs + 1],
             "context_lens": view["context_lens"][:seqs],
             "num_causal_rows": view["num_causal_rows"][:seqs],
             "block_table": self._device_table[:seqs],
             "ancestor_bits": view["ancestor_bits"][:rows] if bucket.has_tree else None,
         }
-        return Plan(
-            token_ids=view["token_ids"][:rows],
-            slot_mapping=view["slot_mapping"][:rows],
-            logits_rows=None,
-            pool=pool,
-            prepared=prepare(**attended, page_size=pool.page_size),  # type: ignore[arg-type]
-            **attended,  # type: ignore[arg-type]
-        )
+        return plan_of(tensors, None, pool)
