@@ -45,8 +45,8 @@ def paged_prefill(
     """
     num_rows = row_starts.diff()
     rows = torch.arange(len(query), dtype=torch.int64, device=query.device)
-    position_ids = torch.zeros_like(rows)
-    if len(num_rows):
+    position_ids = rows
+    if sliding_window is not None and len(num_rows):  # nothing else reads positions
         sequence = torch.searchsorted(row_starts, rows, right=True, out_int32=True).sub_(1).clamp_(0, len(num_rows) - 1)
         position_ids = rows - row_starts[sequence] + context_lens[sequence]
     return tree_attention(
