@@ -1,6 +1,6 @@
 """How fast is the engine on a GPU with an 8B-shaped Llama of random weights, beside Hugging Face's `generate`?
 
-    python bench/engine.py [--save] [--layers 32]       # needs a CUDA GPU
+    python bench/engine.py [--save FILE] [--layers 32]      # needs a CUDA GPU
 
 Greedy decoding behind prompts of 512 random tokens at batch 1, 8 and 32; a verification step of 64 tree rows beside a
 step of one row; time to the first token behind a prefix of 4096 tokens, cold and warm. Decoding is timed from the first
@@ -52,7 +52,7 @@ def prompts(batch: int, length: int, seed: int) -> list[list[int]]:
 
 
 def decode(engine: Engine, batch: int, new: int, seed: int) -> dict[str, float]:
-    """Tokens per second once all prompts are computed, and milliseconds a step: all of it, and outside the forward."""
+    """Tokens per second once all prompts are computed, and milliseconds a step."""
     handles = [engine.submit(engine.request(p, max_new_tokens=new))[0] for p in prompts(batch, PROMPT, seed)]
     while any(h._state.num_output == 0 for h in handles):
         engine.step()
@@ -180,7 +180,6 @@ def main() -> None:
             Path(args.save).write_text("\n".join(lines) + "\n")
 
     show("| batch | side | tokens/s | ms a step | target |", "| --- | --- | --- | --- | --- |")
-    sides = {}
     for name, graphs in (("infercore, fused layers", True), ("infercore", True), ("infercore, no graphs", False)):
         engine = Engine(model, num_pages=2600, cuda_graphs=graphs, fuse_layers="fused" in name, max_running=32)
         if graphs:
@@ -194,7 +193,6 @@ def main() -> None:
                 for r in range(3 if graphs else 1)
             ]
             got = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
-            sides[name, batch] = got
             share = (
                 f"{TARGETS[batch]}: {'met' if got['tokens_s'] >= TARGETS[batch] else 'missed'}"
                 if graphs and batch in TARGETS
