@@ -132,7 +132,7 @@ def _greedy_verdicts(turns: Seq[Turn], rows: Tensor, best_ids: npt.NDArray[np.in
 
 def _sampled_verdicts(turns: Seq[Turn], rows: Tensor, best_ids: npt.NDArray[np.int64]) -> list[Verdict]:
     params = [turn.state.request.sampling for turn in turns for _ in range(turn.num_rows)]
-    probs = probabilities(rows, params).cpu()
+    probs = probabilities(rows, params)
     return verify([turn.tree for turn in turns], probs, generators=[turn.state.generator for turn in turns])
 
 
@@ -167,7 +167,7 @@ def _choose_one(turn: Turn, rows: Tensor) -> Verdict | InfercoreError | None:
         verdict = verify_greedy([turn.tree], [ids])[0]
     else:
         probs = probabilities(rows[turn.num_known :], params[turn.num_known :])
-        verdict = verify([turn.tree], [probs.cpu()], generators=[state.generator])[0]
+        verdict = verify([turn.tree], [probs], generators=[state.generator])[0]
     if request.keeps_rows:
         steps = [turn.num_known, *(turn.num_known + 1 + verdict.path).tolist()]
         state.pending_rows = [
@@ -237,10 +237,13 @@ def _histories(turn: Turn) -> list[npt.NDArray[np.int32]]:
     return known + paths
 
 
-def _bad_row(rows: Tensor) -> InfercoreError | None:
-    if np.isfinite(_best(rows)[0]).all():
-        return None
+def bad_row_error() -> InfercoreError:
+    """Of a request whose rows hold nothing that could be chosen."""
     return InfercoreError(
         "the model gave NaN or infinite logits, or every token was excluded by grammar and processors together; "
         "check the weights' dtype and the processors of this request"
     )
+
+
+def _bad_row(rows: Tensor) -> InfercoreError | None:
+    return None if np.isfinite(_best(rows)[0]).all() else bad_row_error()

@@ -50,6 +50,8 @@ class Engine:
         cuda_graphs: run steps of up to 128 rows as CUDA graphs, see `warmup`; None: on a GPU, if the model allows it.
         fuse_layers: put the model's layers through torch.compile before they are captured: fewer kernels, logits that
             differ by rounding, and a first capture that takes longer, once a machine.
+        overlap: start a step's forward before the tokens of the last one are read, where these are greedy choices, with
+            grammars or without; None: on a GPU.
         policy: what leaves the prefix cache first, see `infercore.radix.eviction`; None: the least recently used.
         poison: fill freed pages with NaN, to show in tests that none is read.
 
@@ -69,6 +71,7 @@ class Engine:
         vocabulary: Any = None,
         cuda_graphs: bool | None = None,
         fuse_layers: bool = False,
+        overlap: bool | None = None,
         policy: Policy | None = None,
         poison: bool = False,
     ) -> None:
@@ -93,6 +96,7 @@ class Engine:
             controller=controller,
             stats=self.stats,
             graphs=graphs,
+            overlap=on_gpu if overlap is None else overlap,
         )
         self._factory = RequestFactory(tokenizer, self.model.generation_config, self.vocab_size, vocabulary)
         self._handles: dict[int, RequestHandle] = {}
@@ -291,7 +295,7 @@ class Engine:
     def invalidate(self) -> None:
         """Forget all computed K/V, for changes of weights that the engine cannot see; running ones start over."""
         with self._lock:
-            self._stepper.recover()
+            self._stepper.drop()
             for state in reversed(list(self._scheduler.running)):
                 assert state.sequence is not None
                 state.sequence.close(insert=False)

@@ -82,7 +82,12 @@ class StepGraphs:
         total = count_rows(rows)
         if len(logits_rows) == total:
             return logits[:total]
-        return logits[torch.from_numpy(logits_rows).to(logits.device)]
+        return logits.index_select(0, logits_rows)
+
+    @property
+    def chosen(self) -> Tensor:
+        """int64 `[128]` on the device: where chosen tokens are put for rows of the next step that begin with them."""
+        return self._buffers.chosen
 
     def warmup(self, *, max_seqs: int, max_rows: int, progress: bool) -> float:
         """Capture every bucket of up to that many sequences and rows, the largest first; returns seconds.

@@ -30,6 +30,8 @@ class Rows:
         tree: draft nodes below the last row of the chain.
         slots: int64 `[num_causal + tree.num_nodes]`, from `sequence.append`.
         first_logits_row: rows from here on (counted within this sequence) give logits; the number of rows for none.
+        source: where the chain is one token that the host does not know yet: its place among the tokens chosen last,
+            which are on the device. -1: `token_ids` are known.
     """
 
     sequence: Sequence
@@ -37,6 +39,7 @@ class Rows:
     tree: TokenTree
     slots: npt.NDArray[np.int64]
     first_logits_row: int
+    source: int = -1
 
 
 @dataclass(slots=True, eq=False)
@@ -69,9 +72,13 @@ Forward = Callable[[Plan], Tensor]
 
 @dataclass(slots=True)
 class HostRows:
-    """The arrays of a plan on the host, for `fill_rows`; they may hold more rows and sequences than are used."""
+    """The arrays of a plan on the host, for `fill_rows`; they may hold more rows and sequences than are used.
+
+    `sources` says where each row's token stands: in `token_ids`, or, from `first_chosen` on, among those chosen last.
+    """
 
     token_ids: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
     position_ids: npt.NDArray[np.int64]
     slot_mapping: npt.NDArray[np.int64]
     row_starts: npt.NDArray[np.int32]
@@ -79,6 +86,7 @@ class HostRows:
     num_causal_rows: npt.NDArray[np.int32]
     block_table: npt.NDArray[np.int32]
     ancestor_bits: npt.NDArray[np.int32] | None
+    first_chosen: int
 
 
 def count_rows(rows: Seq[Rows]) -> int:
@@ -95,9 +103,12 @@ def fill_rows(rows: Seq[Rows], host: HostRows) -> npt.NDArray[np.int64]:
     start = 0
     bits = host.ancestor_bits
     host.row_starts[0] = 0
+    host.sources[:] = np.arange(len(host.sources))
     for i, r in enumerate(rows):
         context, chain, stop = r.sequence.num_tokens, len(r.token_ids), start + len(r.slots)
         host.token_ids[start : start + chain] = r.token_ids
+        if r.source >= 0:
+            host.sources[start] = host.first_chosen + r.source
         host.slot_mapping[start:stop] = r.slots
         if chain == 1:
             host.position_ids[start] = context
@@ -118,14 +129,17 @@ def fill_rows(rows: Seq[Rows], host: HostRows) -> npt.NDArray[np.int64]:
     return np.hstack(logits_rows).astype(np.int64) if logits_rows else np.empty(0, np.int64)
 
 
-def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:
+def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device, chosen: Tensor | None = None) -> Plan:
     """Pack `rows` into one forward.
 
-    Cost: O(rows + sequences * pages) on the host, one copy of each array to the device.
+    Args:
+        chosen: int64, on the device: the tokens that rows with a `source` begin with.
+    Cost: O(rows + sequences * pages) on the host, one copy of each array to the device, none of which waits for it.
     """
     num_seqs, total = len(rows), count_rows(rows)
     max_nodes = max((r.tree.num_nodes for r in rows), default=0)
     host = HostRows(
+        np.empty(total, np.int64),
         np.empty(total, np.int64),
         np.empty(total, np.int64),
         np.empty(total, np.int64),
@@ -134,14 +148,23 @@ def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device) -> Plan:
         np.empty(num_seqs, np.int32),
         np.empty((num_seqs, max((r.sequence.num_pages for r in rows), default=0)), np.int32),
         np.zeros((total, (max_nodes + 31) // 32), np.int32) if max_nodes else None,
+        first_chosen=total,
     )
-    logits_rows = torch.from_numpy(fill_rows(rows, host)).to(device, non_blocking=True)
-    arrays = {f.name: getattr(host, f.name) for f in fields(host)}
-    tensors = {
-        name: None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
-        for name, array in arrays.items()
-    }
+    logits_rows = _on_device(fill_rows(rows, host), device)
+    arrays = {f.name: getattr(host, f.name) for f in fields(host) if f.name not in ("sources", "first_chosen")}
+    tensors = {name: None if array is None else _on_device(array, device) for name, array in arrays.items()}
+    if any(r.source >= 0 for r in rows):
+        assert chosen is not None, "a row's token is on the device, but the tokens chosen last were not given"
+        known = tensors["token_ids"]
+        assert known is not None
+        tensors["token_ids"] = torch.cat([known, chosen])[_on_device(host.sources, device)]
     return plan_of(tensors, logits_rows, pool)
+
+
+def _on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """`array` on its way to the device; from pinned memory, so that the host does not wait for earlier work there."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def plan_of(tensors: dict[str, Tensor | None], logits_rows: Int64[Tensor, " logits"] | None, pool: KVPool) -> Plan:

@@ -36,7 +36,6 @@ class Scheduler:
 
     def admit(self) -> None:
         """Move waiting requests to the running ones while they fit."""
-        self._mend_after_interrupt()
         while self.waiting and len(self.running) < self.max_running:
             state = self.waiting[0]
             if self._prefix_in_progress(state):
@@ -72,6 +71,25 @@ class Scheduler:
             shares.append(Share(state, rows, rows == state.num_to_compute and state.finish_reason is None))
         return shares
 
+    def mend(self) -> None:
+        """Put right what a step that was cut off left: reserved slots, rows that nobody read, copies left behind."""
+        for state in self.running:
+            state.source = None
+            if state.sequence is not None and state.sequence.num_reserved:
+                state.sequence.commit([])
+        for state in list(self.running):
+            if state.followers and state.num_output:
+                for follower in state.followers:
+                    if follower.sequence is None:
+                        self.waiting.appendleft(follower)
+                    elif follower not in self.running:
+                        self.running.append(follower)
+                state.followers = []
+        for state in self.running:
+            if state.finish_reason is None and state.num_to_compute == 0:
+                assert state.sequence is not None
+                state.sequence.rollback(1)
+
     def preempt(self, state: RequestState) -> None:
         """Take `state` out of the batch; its computed pages stay in the prefix cache as long as nobody needs them."""
         assert state.sequence is not None
@@ -94,21 +112,6 @@ class Scheduler:
             heir, *rest = state.followers
             heir.followers, state.followers = rest, []
             self.waiting.appendleft(heir)
-
-    def _mend_after_interrupt(self) -> None:
-        """An interrupt between a first token and its forks leaves copies behind, or a row that nobody looked at."""
-        for state in list(self.running):
-            if state.followers and state.num_output:
-                for follower in state.followers:
-                    if follower.sequence is None:
-                        self.waiting.appendleft(follower)
-                    elif follower not in self.running:
-                        self.running.append(follower)
-                state.followers = []
-        for state in self.running:
-            if state.finish_reason is None and state.num_to_compute == 0:
-                assert state.sequence is not None
-                state.sequence.rollback(1)
 
     def _prefix_in_progress(self, state: RequestState) -> bool:
         """A running request is about to compute pages of this one's prompt that the cache lacks, enough to wait for."""

@@ -49,6 +49,7 @@ class RequestState:
         self.notes = notes
         self.generator, self.draft_generator = _generators(request)
         self.sequence: Sequence | None = None
+        self.source: int | None = None  # of a token that was chosen and not read yet: see `Rows.source`
         self.followers: list[RequestState] = []  # copies of the prompt that take this one's prefill by fork
         self.finish_reason: FinishReason | None = None if scored is None else "length"
         self.stop_string: str | None = None
@@ -72,7 +73,7 @@ class RequestState:
 
     @property
     def remaining(self) -> int:
-        """Tokens that may still be appended."""
+        """Tokens that may still be appended to those that are known."""
         return self.max_output - self.num_output
 
     @property
@@ -88,9 +89,14 @@ class RequestState:
 
     @property
     def num_to_compute(self) -> int:
-        """Rows of the causal chain that are still to run, all of the next steps together."""
+        """Rows of the causal chain that are still to run, all of the next steps together.
+
+        A token that is not read yet counts, unless it will be the last one.
+        """
         computed = self.sequence.num_tokens if self.sequence is not None else 0
         last = self.num_tokens if self.finish_reason is None else self.num_tokens - 1  # its own row predicts nothing
+        if self.source is not None and self.remaining > 1:
+            last += 1
         return last - computed
 
     @property

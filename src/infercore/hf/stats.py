@@ -61,6 +61,14 @@ class EngineStats:
                 table[name] = [(a + c, b + d) for (a, b), (c, d) in zip(*padded, strict=True)]
         return table
 
+    def add_step(self, num_rows: int, step_s: float, *, forward_s: float, choose_s: float) -> None:
+        """Count a step; where steps overlap, its forward is the time to start one and its choice the wait for it."""
+        self.num_forwards += 1
+        self.num_rows += num_rows
+        self.step_time_s += step_s
+        self.forward_time_s += forward_s
+        self.choose_time_s += choose_s
+
     def add_draft(self, drafter: Drafter, tree: TokenTree, path: npt.NDArray[np.int32]) -> None:
         """Count a tree that was verified and the accepted nodes of it that were kept."""
         parts = drafter.drafters if isinstance(drafter, Union) else (drafter,)

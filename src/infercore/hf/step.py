@@ -1,14 +1,21 @@
-"""One step of the engine: draft, reserve slots, run the packed forward, choose tokens, commit what was kept."""
+"""One step of the engine: draft, reserve slots, run the packed forward, choose tokens, commit what was kept.
+
+On a GPU steps overlap: while the tokens of one are on their way to the host, the forward of the next, which begins with
+them, is already queued, and the host does its part of both behind the GPU's back.
+"""
 
 import time
 from collections.abc import Sequence as Seq
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from infercore.errors import OutOfPages
-from infercore.hf.choose import Turn, choose, keep_chosen
+from infercore.hf.choose import choose, keep_chosen
+from infercore.hf.chosen import ChosenTokens
 from infercore.hf.draft import draft, show_drafters, teach_controller
+from infercore.hf.flight import Flight, turns_of
 from infercore.hf.graphs import StepGraphs
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows, build_plan, count_rows
@@ -20,13 +27,19 @@ from infercore.radix import KVPool
 from infercore.speculative import Controller, TokenTree, Verdict
 
 _NO_TREE = TokenTree.empty()
+_UNKNOWN = np.zeros(1, np.int32)  # stands for a token that is on the device only
+_MAX_CHOSEN = 128  # rows of a step whose tokens are chosen on the device, where no graphs say
 
 
 class Stepper:
     """Runs steps over a scheduler's requests.
 
     An exception anywhere leaves every request as it was before the step: slots that were reserved go back at the next
-    call, tokens are appended before they are committed, and what was not committed is computed again.
+    call, and what was computed but not committed, or committed but not looked at, is computed again.
+
+    Args:
+        overlap: start the next forward before the tokens of the last one are read, where nothing but a greedy choice,
+            with a grammar or without, is asked for.
     """
 
     def __init__(
@@ -39,6 +52,7 @@ class Stepper:
         controller: Controller | None,
         stats: EngineStats,
         graphs: StepGraphs | None = None,
+        overlap: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.pool = pool
@@ -47,48 +61,136 @@ class Stepper:
         self.controller = controller
         self.stats = stats
         self.graphs = graphs
-        self._reserved: list[RequestState] = []
+        self.overlap = overlap
+        self.chooses_on_device = overlap or model.device.type == "cuda"
+        tokens = (
+            graphs.chosen if graphs is not None else torch.zeros(_MAX_CHOSEN, dtype=torch.int64, device=model.device)
+        )
+        self._chosen = ChosenTokens(tokens)
+        self._flight: Flight | None = None
 
     def recover(self) -> None:
-        """Give back slots that an interrupted step had reserved."""
-        for state in self._reserved:
-            if state.sequence is not None:
-                state.sequence.commit([])
-        self._reserved.clear()
+        """Put right what an interrupted step left."""
+        if self._flight is None:
+            self.scheduler.mend()
+
+    def drop(self) -> None:
+        """Forget a step that was started: its rows will be computed again."""
+        self._flight = None
+        self.scheduler.mend()
 
     def run(self) -> list[TokenEvent]:
-        """One forward over all running requests; returns what it added. Those that are done now are for the caller."""
+        """Finish one forward over all running requests; returns what it added. The caller ends those that are done."""
         clock = time.perf_counter
         start = clock()
-        self.recover()
-        self.scheduler.admit()
-        shares = self.scheduler.shares(self.max_rows)
-        if not shares:
-            return []
-        drafting = clock()
-        trees = draft(shares, self.controller)
-        drafted = clock()
-        work = self._reserve([s for s in shares if s.state.error is None], trees)
-        if not work:
-            return []
-        packed = [rows for _, rows in work]
-        turns = _turns(work)
-        num_rows = count_rows(packed)
-        before_forward = clock()
-        with self.model.faster(num_rows):
-            logits = self.graphs.forward(packed) if self.graphs is not None else None
-            if logits is None:
-                logits = self.model.forward(build_plan(packed, self.pool, self.model.device))
-            after_forward = clock()
-            outcomes = choose(turns, logits)
-            show_drafters(turns, outcomes, logits)
+        flight, self._flight = self._flight, None
+        outcomes: list[Verdict | Exception | None] | None = None
+        if flight is not None:
+            before_forward = reading = clock()
+            flight.forget_finished()
+        else:
+            self.scheduler.mend()
+            self.scheduler.admit()
+            shares = self.scheduler.shares(self.max_rows)
+            drafting = clock()
+            trees = draft(shares, self.controller)
+            self.stats.draft_time_s += clock() - drafting
+            work = self._reserve([s for s in shares if s.state.error is None], trees)
+            if not work:
+                return []
+            before_forward = clock()
+            with self.model.faster(count_rows([rows for _, rows in work])):
+                flight = self._depart(work)
+                self._start_choice(flight)
+                reading = clock()
+                if not self.overlap:
+                    outcomes = self._read(flight)
+        following = None
+        if outcomes is None:
+            following = self._depart_behind(flight)
+            reading = clock()
+            outcomes = self._read(flight)
         chosen = clock()
-        events = self._apply(work, turns, outcomes)
-        self._reserved.clear()
-        teach_controller(self.controller, turns, outcomes, num_rows=num_rows, step_time_s=chosen - before_forward)
-        times_s = (clock() - start, after_forward - before_forward, chosen - after_forward, drafted - drafting)
-        self._count(work, num_rows, times_s)
+        events = self._apply(flight, outcomes)
+        step_time_s = chosen - before_forward
+        teach_controller(self.controller, flight.turns, outcomes, num_rows=flight.num_rows, step_time_s=step_time_s)
+        if following is not None and following.learn_tokens():
+            self._start_choice(following)
+            self._flight = following
+        self.stats.add_step(
+            flight.num_rows, clock() - start, forward_s=reading - before_forward, choose_s=chosen - reading
+        )
         return events
+
+    def _depart(self, work: list[tuple[Share, Rows]]) -> Flight:
+        """Start the forward of `work`."""
+        packed = [rows for _, rows in work]
+        turns = turns_of(work)
+        logits = self.graphs.forward(packed) if self.graphs is not None else None
+        if logits is None:
+            logits = self.model.forward(build_plan(packed, self.pool, self.model.device, self._chosen.tokens))
+        for share, _ in work:
+            share.state.stats.num_forwards += 1
+        return Flight(work, turns, logits, count_rows(packed))
+
+    def _start_choice(self, flight: Flight) -> None:
+        """Let the device choose, if it can: the host reads the tokens when it needs them."""
+        flight.on_device = self.chooses_on_device and self._chosen.serves(flight.turns, len(flight.logits))
+        if flight.on_device:
+            self._chosen.launch(flight.turns, flight.logits)
+
+    def _read(self, flight: Flight) -> list[Verdict | Exception | None]:
+        if flight.on_device:
+            outcomes = self._chosen.read(flight.turns)
+        else:
+            outcomes = choose(flight.turns, flight.logits)
+        show_drafters(flight.turns, outcomes, flight.logits)
+        return outcomes
+
+    def _depart_behind(self, flight: Flight) -> Flight | None:
+        """Start the step behind `flight`, whose tokens are on the device; None where it depends on what they are.
+
+        What a request adds to it is known but for that one token. One that turns out to have ended runs a row in vain.
+        """
+        if not (self.overlap and flight.on_device and _all_plain(self.scheduler.running)):
+            return None
+        for share, rows in flight.work:
+            assert share.state.sequence is not None
+            share.state.sequence.commit(rows.token_ids)
+        flight.is_committed = True
+        for turn in flight.turns:
+            if turn.samples:
+                turn.state.source = turn.first_row + turn.num_known  # its one row: drafts do not fly ahead
+        self.scheduler.admit()
+        if not _all_plain(self.scheduler.running):
+            return None  # a newcomer drafts, or has copies: it begins with the next step
+        work = self._reserve_spare(self.scheduler.shares(self.max_rows))
+        if not work:
+            return None
+        with self.model.faster(count_rows([rows for _, rows in work])):
+            return self._depart(work)
+
+    def _reserve_spare(self, shares: Seq[Share]) -> list[tuple[Share, Rows]]:
+        """Slots for every share where pages are not short; else none for anyone."""
+        work: list[tuple[Share, Rows]] = []
+        for share in shares:
+            state = share.state
+            assert state.sequence is not None
+            computed = state.sequence.num_tokens
+            try:
+                slots = state.sequence.append(share.num_causal)
+            except OutOfPages:
+                for other, _ in work:
+                    assert other.state.sequence is not None
+                    other.state.sequence.commit([])
+                return []
+            if state.source is None:
+                token_ids, source = state.tokens[computed : computed + share.num_causal], -1
+            else:
+                token_ids, source = _UNKNOWN, state.source
+            rows = Rows(state.sequence, token_ids, _NO_TREE, slots, _first_logits_row(share, computed), source)
+            work.append((share, rows))
+        return work
 
     def _reserve(self, shares: Seq[Share], trees: dict[int, TokenTree]) -> list[tuple[Share, Rows]]:
         """Slots for every share, oldest request first; where pages are short its draft goes, then younger requests."""
@@ -133,20 +235,15 @@ class Stepper:
                 if victim is state:
                     return None
             else:
-                self._reserved.append(state)
                 return slots
 
-    def _apply(
-        self,
-        work: Seq[tuple[Share, Rows]],
-        turns: Seq[Turn],
-        outcomes: Seq[Verdict | Exception | None],
-    ) -> list[TokenEvent]:
+    def _apply(self, flight: Flight, outcomes: Seq[Verdict | Exception | None]) -> list[TokenEvent]:
         """Append the chosen tokens, commit the rows that lead to them, and fork copies of finished prompts."""
-        rows_of = {share.state.request_id: rows for share, rows in work}
+        rows_of = {share.state.request_id: rows for share, rows in flight.work}
         events: list[TokenEvent] = []
-        for turn, outcome in zip(turns, outcomes, strict=True):
+        for turn, outcome in zip(flight.turns, outcomes, strict=True):
             state = turn.state
+            state.source = None
             before, kept = state.num_output, 0
             rows = rows_of.get(state.request_id)
             if rows is None and state.sequence is None:
@@ -155,7 +252,7 @@ class Stepper:
                 state.fail(outcome)
             elif outcome is not None:
                 kept = self._append(state, turn.tree, outcome)
-            if rows is not None:
+            if rows is not None and not flight.is_committed:
                 _commit(state, rows, outcome, kept)
             if state.error is not None:
                 continue
@@ -201,16 +298,10 @@ class Stepper:
             self.scheduler.running.append(follower)
             del state.followers[0]
 
-    def _count(self, work: Seq[tuple[Share, Rows]], num_rows: int, times_s: tuple[float, float, float, float]) -> None:
-        self.stats.num_forwards += 1
-        self.stats.num_rows += num_rows
-        for share, _ in work:
-            share.state.stats.num_forwards += 1
-        step, forward, chosen, draft = times_s
-        self.stats.step_time_s += step
-        self.stats.forward_time_s += forward
-        self.stats.choose_time_s += chosen
-        self.stats.draft_time_s += draft
+
+def _all_plain(running: Seq[RequestState]) -> bool:
+    """Nobody drafts or has copies: what the next step does for them depends on no more than one token each."""
+    return not any(state.followers or (state.speculates and state.request.drafter is not None) for state in running)
 
 
 def _first_logits_row(share: Share, computed: int) -> int:
@@ -219,21 +310,6 @@ def _first_logits_row(share: Share, computed: int) -> int:
     if state.request.keeps_rows:
         return min(max(0, state.num_prompt - 1 + state.num_recorded - computed), share.num_causal)
     return share.num_causal - 1 if share.samples else share.num_causal
-
-
-def _turns(work: Seq[tuple[Share, Rows]]) -> list[Turn]:
-    """Where each request's logits lie; copies of a prompt look at the rows of the one that computed it."""
-    turns: list[Turn] = []
-    first = 0
-    for share, rows in work:
-        num_causal_logits = share.num_causal - rows.first_logits_row
-        num_known = num_causal_logits - 1 if share.samples else num_causal_logits
-        state = share.state
-        turns.append(Turn(state, first, num_known, share.samples, rows.tree))
-        if share.samples:
-            turns.extend(Turn(f, first + num_known, 0, True, _NO_TREE) for f in state.followers)
-        first += num_causal_logits + rows.tree.num_nodes
-    return turns
 
 
 def _commit(state: RequestState, rows: Rows, outcome: Verdict | Exception | None, kept: int) -> None:

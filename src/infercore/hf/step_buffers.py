@@ -29,18 +29,23 @@ class StepBuffers:
     `write` fills the host's and starts one copy of everything, and one of the block table if it changed. A bucket's
     plan consists of views of the device's. Rows and sequences that a bucket has too many are harmless: such rows are
     token 0 and belong to no sequence, their K/V go to the reserved page; such sequences have no rows.
+
+    `chosen`, int64 `[max_rows]` on the device, is for whoever chooses tokens: the next step's rows may begin with them
+    before the host has read them.
     """
 
     def __init__(self, max_rows: int, max_seqs: int, max_pages: int, device: torch.device) -> None:
         self.max_rows, self.max_seqs, self.max_pages = max_rows, max_seqs, max_pages
         shapes = {
-            "token_ids": (torch.int64, (max_rows,)),
+            "sources": (torch.int64, (max_rows,)),
+            "logits_rows": (torch.int64, (max_rows,)),
             "position_ids": (torch.int64, (max_rows,)),
             "slot_mapping": (torch.int64, (max_rows,)),
             "row_starts": (torch.int32, (max_seqs + 1,)),
             "context_lens": (torch.int32, (max_seqs,)),
             "num_causal_rows": (torch.int32, (max_seqs,)),
             "ancestor_bits": (torch.int32, (max_rows, (max_rows + 31) // 32)),
+            "token_ids": (torch.int64, (max_rows,)),  # the last one: on the device those chosen stand behind them
         }
         on_gpu = device.type == "cuda"
         places: dict[str, tuple[int, int]] = {}
@@ -49,8 +54,11 @@ class StepBuffers:
             count = int(np.prod(shape)) * dtype.itemsize
             places[name] = size, size + count
             size += -(-count // _ALIGNMENT) * _ALIGNMENT
-        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=on_gpu)
-        self._device = torch.zeros(size, dtype=torch.uint8, device=device)
+        first, stop = places["token_ids"]
+        self._host = torch.zeros(stop, dtype=torch.uint8, pin_memory=on_gpu)
+        self._device = torch.zeros(stop + max_rows * 8, dtype=torch.uint8, device=device)
+        self._ids = self._device[first:].view(torch.int64)
+        self.chosen = self._ids[max_rows:]
         self._host_table = torch.full((max_seqs, max_pages), -1, dtype=torch.int32, pin_memory=on_gpu)
         self._device_table = torch.full((max_seqs, max_pages), -1, dtype=torch.int32, device=device)
         self._new_table = np.full((max_seqs, max_pages), -1, np.int32)
@@ -62,8 +70,8 @@ class StepBuffers:
             self._on_device[name] = self._device[part].view(dtype).view(shape)
         self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def write(self, rows: Seq[Rows], bucket: Bucket) -> npt.NDArray[np.int64]:
-        """Bring `rows`, which fit the bucket, to the device; returns which of them give logits."""
+    def write(self, rows: Seq[Rows], bucket: Bucket) -> Tensor:
+        """Bring `rows`, which fit the bucket, to the device; returns which of them give logits, there."""
         if self._copied is not None:
             self._copied.synchronize()  # the copy of the step before has been read
         host = self._on_host
@@ -71,25 +79,29 @@ class StepBuffers:
             host[name][: bucket.num_rows] = 0
         for name in ("context_lens", "num_causal_rows"):
             host[name][: bucket.num_seqs] = 0
-        filled = {name: array for name, array in host.items() if name != "ancestor_bits"}
+        filled = {name: array for name, array in host.items() if name not in ("ancestor_bits", "logits_rows")}
         bits = host["ancestor_bits"] if bucket.has_tree else None
-        logits_rows = fill_rows(rows, HostRows(**filled, block_table=self._new_table, ancestor_bits=bits))  # type: ignore[arg-type]
+        logits_rows = fill_rows(
+            rows,
+            HostRows(**filled, block_table=self._new_table, ancestor_bits=bits, first_chosen=self.max_rows),  # type: ignore[arg-type]
+        )
+        host["logits_rows"][: len(logits_rows)] = logits_rows
         starts = host["row_starts"]
         starts[len(rows) + 1 : bucket.num_seqs + 1] = starts[len(rows)]
-        self._device.copy_(self._host, non_blocking=True)
+        self._device[: len(self._host)].copy_(self._host, non_blocking=True)
         old, new = self._host_table.numpy()[: len(rows)], self._new_table[: len(rows)]
         if not np.array_equal(old, new):
             old[:] = new
             self._device_table[: len(rows)].copy_(self._host_table[: len(rows)], non_blocking=True)
         if self._copied is not None:
             self._copied.record()
-        return logits_rows
+        return self._on_device["logits_rows"][: len(logits_rows)]
 
     def plan(self, bucket: Bucket, pool: KVPool) -> Plan:
         """The bucket's plan, all rows giving logits; to be called inside the capture, where attention plans anew."""
         view, rows, seqs = self._on_device, bucket.num_rows, bucket.num_seqs
         tensors: dict[str, Tensor | None] = {
-            "token_ids": view["token_ids"][:rows],
+            "token_ids": self._ids.index_select(0, view["sources"][:rows]),
             "position_ids": view["position_ids"][:rows],
             "slot_mapping": view["slot_mapping"][:rows],
             "row_starts": view["row_starts"][: seqs + 1],

@@ -1,0 +1,86 @@
+"""`ChosenTokens`: the best token of every row of a step, chosen on the device and read when the host needs them.
+
+Until then the device goes on: the next step's rows may begin with these tokens (`Rows.source`), and its forward runs
+while the host reads them, advances grammars and fills the masks of the next choice.
+"""
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from infercore.hf.choose import Turn, bad_row_error
+from infercore.kernels import apply_token_bitmask_
+from infercore.speculative import Verdict, verify_greedy
+
+
+class ChosenTokens:
+    """Greedy choices of steps in which every request asks for nothing else than that, with a grammar or without.
+
+    One step's choice is read before the next one is launched.
+
+    Args:
+        tokens: int64, on the device, where the tokens are left for the next step's forward; as many as rows may be.
+    """
+
+    def __init__(self, tokens: Int64[Tensor, " max_rows"]) -> None:
+        self.tokens = tokens
+        on_gpu = tokens.device.type == "cuda"
+        self._outcome = torch.zeros((2, len(tokens)), dtype=torch.float64, pin_memory=on_gpu)
+        self._is_read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._bitmask: Tensor | None = None
+
+    def serves(self, turns: Seq[Turn], num_rows: int) -> bool:
+        """Whether all these requests want the best token of each of their rows, and these are few enough."""
+        return (
+            num_rows <= len(self.tokens)
+            and all(
+                turn.is_plain and turn.state.request.sampling.is_greedy
+                if turn.samples
+                else not turn.state.request.keeps_rows
+                for turn in turns
+            )
+            and len({turn.first_row for turn in turns}) == len(turns)
+        )  # copies of a prompt share a row
+
+    def launch(self, turns: Seq[Turn], logits: Float[Tensor, "rows vocab"]) -> None:
+        """Choose from all rows, under the grammars' masks, which are written into `logits`; no wait."""
+        if any(turn.samples and turn.state.grammar is not None for turn in turns):
+            apply_token_bitmask_(logits, self._masks(turns, logits))
+        best, ids = logits.max(-1)
+        count = len(ids)
+        self.tokens[:count] = ids
+        self._outcome[:, :count].copy_(torch.stack((best.double(), ids.double())), non_blocking=True)
+        if self._is_read is not None:
+            self._is_read.record()
+
+    def read(self, turns: Seq[Turn]) -> list[Verdict | Exception | None]:
+        """What `launch` chose for these turns, once it is there: as `choose` gives it."""
+        if self._is_read is not None:
+            self._is_read.synchronize()
+        best, ids = self._outcome.numpy()
+        outcomes: list[Verdict | Exception | None] = []
+        for turn in turns:
+            rows = slice(turn.first_row + turn.num_known, turn.first_row + turn.num_rows)
+            if not turn.samples:
+                outcomes.append(None)
+            elif np.isfinite(best[rows]).all():
+                outcomes.append(verify_greedy([turn.tree], [ids[rows].astype(np.int64)])[0])
+            else:
+                outcomes.append(bad_row_error())
+        return outcomes
+
+    def _masks(self, turns: Seq[Turn], logits: Tensor) -> Tensor:
+        """One row of bits for each of `logits`, on its device; the host's copy is pinned and left alone until then."""
+        num_rows, words = logits.shape[0], (logits.shape[1] + 31) // 32
+        if self._bitmask is None or self._bitmask.shape[1] != words:
+            shape = (len(self.tokens), words)
+            self._bitmask = torch.full(shape, -1, dtype=torch.int32, pin_memory=self._is_read is not None)
+        masks = self._bitmask[:num_rows]  # the last choice was read, so its masks were
+        masks.fill_(-1)
+        for turn in turns:
+            if turn.samples and turn.state.grammar is not None:
+                turn.state.grammar.fill(turn.tree, masks[turn.first_row + turn.num_known :][: 1 + turn.tree.num_nodes])
+        return masks.to(logits.device, non_blocking=True)

@@ -1,0 +1,245 @@
+"""Steps that start before the tokens of the last one were read give what steps one after the other give.
+
+On a CPU nothing runs at the same time, but everything happens in the same order, so all but CUDA's part is tested.
+"""
+
+import numpy as np
+import pytest
+import torch
+from tests.hf.drafters import OracleDrafter
+from tests.hf.test_equals_hf import assert_nothing_lost, byte_vocabulary
+from tests.hf.test_requests import ByteTokenizer
+from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
+
+from infercore.constrained import json_schema, regex
+from infercore.hf import Engine
+from infercore.hf.graphs import StepGraphs
+
+PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
+NEW = 20
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "green"]}, "count": {"type": "integer", "maximum": 99}},
+    "required": ["colour", "count"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return [hf_greedy(model, prompt, NEW)[0] for prompt in PROMPTS]
+
+
+def engine_of(model, *, overlap=True, graphs=False, **options):
+    options = {"num_pages": 120, "page_size": 4, "vocabulary": byte_vocabulary(), "poison": True, **options}
+    engine = Engine(model, ByteTokenizer(), overlap=overlap, **options)
+    if graphs:
+        stepper = engine._stepper
+        stepper.graphs = StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=lambda f: f)
+        stepper._chosen.tokens = stepper.graphs.chosen
+    return engine
+
+
+def flights(engine):
+    """Steps, and those of them that were under way before the one before them was read."""
+    started = 0
+    while engine.num_unfinished:
+        engine.step()
+        started += engine._stepper._flight is not None
+    return started, engine.stats.num_forwards
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_requests_that_come_and_go_equal_hugging_face(model, expected, graphs):
+    engine = engine_of(model, graphs=graphs)
+    handles = []
+    for i, prompt in enumerate(PROMPTS):
+        handles += engine.submit(engine.request(prompt, max_new_tokens=NEW - i))
+        engine.step()
+        engine.step()
+    ahead, steps = flights(engine)
+    assert [h.completion.token_ids for h in handles] == [e[: NEW - i] for i, e in enumerate(expected)]
+    assert ahead > NEW / 2
+    assert steps <= NEW + 2 * len(PROMPTS)
+    assert_nothing_lost(engine)
+
+
+def test_chunks_of_a_prompt_run_beside_tokens_that_were_not_read(model, expected):
+    engine = engine_of(model, max_rows=8)
+    handles = engine.submit(engine.request(PROMPTS[0], max_new_tokens=NEW))
+    engine.step()
+    handles += engine.submit(engine.request(PROMPTS[2], max_new_tokens=NEW))
+    mixed = 0
+    while engine.num_unfinished:
+        engine.step()
+        flight = engine._stepper._flight
+        mixed += flight is not None and {1} < {share.num_causal for share, _ in flight.work}
+    assert mixed > 3
+    assert [h.completion.token_ids for h in handles] == [expected[0], expected[2]]
+
+
+def test_whoever_ends_unforeseen_runs_one_row_in_vain(model, expected):
+    engine = engine_of(model)
+    eos = expected[0][6]
+    ends = [e.index(eos) + 1 if eos in e else NEW for e in expected]
+    done = engine.generate(PROMPTS, max_new_tokens=NEW, eos_token_ids=(eos,))
+    assert [c.token_ids for c in done] == [e[:n] for e, n in zip(expected, ends, strict=True)]
+    assert engine._stepper._flight is None
+    text = ByteTokenizer().decode(expected[0])
+    (stopped,) = engine.generate(PROMPTS[0], max_new_tokens=NEW, stop=text[4:7])
+    assert stopped.text == text[: text.index(text[4:7])]
+    assert_nothing_lost(engine)
+
+
+@pytest.mark.parametrize("jump_forward", [True, False])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_grammars_with_forced_tokens(model, jump_forward, graphs):
+    results = {}
+    for overlap in (False, True):
+        engine = engine_of(model, overlap=overlap, graphs=graphs, num_pages=300)
+        grammars = [json_schema(SCHEMA), None, regex("[a-f]{3}(xyz|xyw)[0-9]+"), json_schema(SCHEMA)]
+        handles = []
+        for prompt, grammar in zip(PROMPTS, grammars, strict=True):
+            request = engine.request(prompt, max_new_tokens=40, grammar=grammar, jump_forward=jump_forward)
+            handles += engine.submit(request)
+            engine.step()
+        ahead, _ = flights(engine)
+        results[overlap] = [h.completion.token_ids for h in handles], [h.completion.finish_reason for h in handles]
+        assert ahead > 5 if overlap else ahead == 0
+        assert_nothing_lost(engine)
+    assert results[True] == results[False]
+
+
+def test_pages_that_are_short_stop_the_flight_ahead_and_then_preempt(model, expected):
+    engine = engine_of(model, num_pages=28)
+    done = engine.generate(PROMPTS, max_new_tokens=NEW)
+    assert [c.token_ids for c in done] == expected
+    assert engine.stats.num_preemptions > 0
+    assert_nothing_lost(engine)
+
+
+def test_a_request_that_is_cancelled_in_flight_leaves_the_others_alone(model, expected):
+    engine = engine_of(model)
+    handles = [engine.submit(engine.request(p, max_new_tokens=NEW))[0] for p in PROMPTS]
+    for _ in range(4):
+        engine.step()
+    assert engine._stepper._flight is not None
+    handles[1].cancel()
+    flights(engine)
+    assert [h.completion.token_ids for h in (handles[0], *handles[2:])] == [expected[0], *expected[2:]]
+    assert handles[1].completion.finish_reason == "cancelled"
+    assert handles[1].completion.token_ids == expected[1][: len(handles[1].completion.token_ids)]
+    assert_nothing_lost(engine)
+
+
+def test_weights_that_change_in_flight_void_it(model, expected):
+    engine = engine_of(model)
+    handles = [engine.submit(engine.request(p, max_new_tokens=NEW))[0] for p in PROMPTS]
+    for _ in range(3):
+        engine.step()
+    engine.invalidate()
+    flights(engine)
+    assert [h.completion.token_ids for h in handles] == expected
+    assert_nothing_lost(engine)
+
+
+@pytest.mark.parametrize("call", range(2, 9))
+@pytest.mark.parametrize("where", ["forward", "read", "append", "commit"])
+def test_an_interrupt_anywhere_loses_nothing(model, expected, where, call, monkeypatch):
+    engine = engine_of(model)
+    target, name = {
+        "forward": (engine._model, "forward"),
+        "read": (engine._stepper._chosen, "read"),
+        "append": (engine._stepper, "_append"),
+        "commit": (engine._stepper, "_reserve_spare"),
+    }[where]
+    original, calls = getattr(target, name), 0
+
+    def explode(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt("planted")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, explode)
+    handles = [engine.submit(engine.request(p, max_new_tokens=NEW))[0] for p in PROMPTS[:3]]
+    with pytest.raises(KeyboardInterrupt, match="planted"):
+        flights(engine)
+    flights(engine)
+    assert [h.completion.token_ids for h in handles] == expected[:3]
+    assert_nothing_lost(engine)
+
+
+def test_whoever_draws_drafts_or_copies_ends_the_flight_ahead_for_all(model, expected):
+    truth = {tuple(p): list(tokens) for p, tokens in zip(PROMPTS, expected, strict=True)}
+    results = {}
+    for overlap in (False, True):
+        engine = engine_of(model, overlap=overlap)
+        handles = engine.submit(engine.request(PROMPTS[0], max_new_tokens=NEW))
+        for _ in range(3):
+            engine.step()
+        drafter = OracleDrafter(truth, "half", VOCAB)
+        handles += engine.submit(engine.request(PROMPTS[1], max_new_tokens=5, drafter=drafter))
+        handles += engine.submit(engine.request(PROMPTS[2], max_new_tokens=6, temperature=1.0, seed=3), copies=3)
+        flights(engine)
+        results[overlap] = [h.completion.token_ids for h in handles]
+        assert_nothing_lost(engine)
+    assert results[True] == results[False]
+    assert results[True][:2] == [expected[0], expected[1][:5]]
+    assert len({tuple(tokens) for tokens in results[True][2:]}) > 1
+
+
+def test_logits_that_hold_nothing_end_their_request_only(model, expected, monkeypatch):
+    engine = engine_of(model)
+    handles = [engine.submit(engine.request(p, max_new_tokens=NEW))[0] for p in PROMPTS[:2]]
+    for _ in range(3):
+        engine.step()
+    forward = engine._model.forward
+
+    def spoil(plan):
+        logits = forward(plan)
+        logits[0] = torch.nan
+        monkeypatch.setattr(engine._model, "forward", forward)
+        return logits
+
+    monkeypatch.setattr(engine._model, "forward", spoil)
+    flights(engine)
+    assert "NaN" in str(handles[0].completion.error)
+    assert handles[1].completion.token_ids == expected[1]
+    assert_nothing_lost(engine)
+
+
+def test_a_choice_on_the_device_masks_every_row_of_its_own(model):
+    """Against numpy: rows with a grammar, without one, and one that only computes."""
+    from infercore.hf.choose import Turn
+    from infercore.hf.chosen import ChosenTokens
+    from infercore.speculative import TokenTree
+
+    class Grammar:
+        def __init__(self, allowed):
+            self.allowed = allowed
+
+        def fill(self, tree, bitmask):
+            bits = np.zeros(bitmask.shape[1] * 32, np.uint8)
+            bits[self.allowed] = 1
+            bitmask[0] = torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int32))
+
+    engine = engine_of(model)
+    states = [engine.submit(engine.request(p, max_new_tokens=2))[0]._state for p in PROMPTS]
+    states[1].grammar, states[3].grammar = Grammar([7, 9]), Grammar([4])
+    turns = [Turn(s, i, 0, True, TokenTree.empty()) for i, s in enumerate(states)]
+    turns[2] = Turn(states[2], 2, 1, False, TokenTree.empty())
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0))
+    wanted = [int(logits[0].argmax()), 7 if logits[1, 7] > logits[1, 9] else 9, None, 4]
+    chosen = ChosenTokens(torch.zeros(8, dtype=torch.int64))
+    assert chosen.serves(turns, 4)
+    assert not chosen.serves(turns, 9)
+    chosen.launch(turns, logits)
+    assert [v and v.next_token_id for v in chosen.read(turns)] == wanted
+    assert chosen.tokens[[0, 1, 3]].tolist() == [w for w in wanted if w is not None]
