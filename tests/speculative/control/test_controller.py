@@ -1,5 +1,6 @@
 """SpeedController speculates where it pays, and only there."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given
 
 from infercore.speculative import Controller, CostCurve, SpeedController, TokenTree, Verdict, verify_greedy
+from infercore.speculative.control._compiled import best_count
 
 WIDTH = 8
 
@@ -80,10 +82,11 @@ def _free(curve: CostCurve | None = None, **options: Any) -> SpeedController:
     return SpeedController(curve, clock=lambda: 0.0, **options)
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("curve", [_known(_cpu), None], ids=["measured", "learnt"])
-def test_a_change_of_domain_costs_little_and_is_noticed_fast(curve: CostCurve | None) -> None:
+def test_a_change_of_domain_costs_little_and_is_noticed_fast(curve: CostCurve | None, seed: int) -> None:
     segments = [(300, 0.8), (300, 0.0), (300, 0.8)]
-    steps = _decode(_free(curve), _cpu, segments)
+    steps = _decode(_free(copy.deepcopy(curve)), _cpu, segments, seed=seed)
     bad = [step for step in steps if step[0] == 1]
     again = [step for step in steps if step[0] == 2]
     assert not any(nodes for _, nodes, _, _ in bad[20:]), "off within 20 steps"
@@ -106,6 +109,25 @@ def test_useless_drafts_are_never_much_slower_than_plain_decoding() -> None:
     for cost in (_cpu, _flat):
         steps = _decode(_free(), cost, [(400, 0.0)])
         assert sum(seconds for *_, seconds in steps) <= 1.03 * cost(1) * 400
+
+
+@given(
+    chance=st.floats(0.05, 0.95),
+    costs=st.lists(st.floats(0.0, 0.02), min_size=WIDTH, max_size=WIDTH),
+    speed_up=st.floats(0.5, 2.5),
+)
+def test_time_is_worth_the_rate_of_the_long_run_or_of_this_step_at_its_best(
+    chance: float, costs: list[float], speed_up: float
+) -> None:
+    """A chain of n right with p each: the cut is where one node more gains less than its time is worth."""
+    times = 0.02 + np.cumsum([0.0, *costs])
+    chances = (chance ** np.arange(1, WIDTH + 1)).astype(np.float32)
+    tokens = np.concatenate([[0.0], np.cumsum(chances, dtype=np.float64)])
+    price = max(speed_up / times[0], float(((1 + tokens) / times).max()))
+    gains = tokens - price * (times - times[0])
+    count, gain = best_count(chances, times, 1, speed_up / times[0], 0.0)
+    assert gain == pytest.approx(max(0.0, gains.max()), abs=1e-6)
+    assert gains[count] == pytest.approx(gains.max(), abs=1e-6)
 
 
 def test_good_drafts_are_used_at_full_width() -> None:

@@ -6,7 +6,6 @@ from jaxtyping import Int32
 from infercore.speculative.control import _compiled
 from infercore.speculative.tree import TokenTree
 
-MAX_SOURCES = 16
 MAX_DEPTHS = 16
 
 
@@ -14,14 +13,13 @@ class Acceptance:
     """Counts per drafter (the number in `TokenTree.sources`) and depth; the last depth holds deeper ones."""
 
     def __init__(self) -> None:
-        self._drafted = np.zeros((MAX_SOURCES, MAX_DEPTHS), np.int64)
-        self._accepted = np.zeros((MAX_SOURCES, MAX_DEPTHS), np.int64)
+        self._drafted = np.zeros((_compiled.MAX_SOURCES, MAX_DEPTHS), np.int64)
+        self._accepted = np.zeros((_compiled.MAX_SOURCES, MAX_DEPTHS), np.int64)
 
     def count(self, tree: TokenTree, path: Int32[np.ndarray, "accepted"]) -> None:
         """Add a tree that was verified, and the nodes of it that were accepted. Cost: 3 µs."""
         sources = tree.sources if tree.sources is not None else np.zeros(tree.num_nodes, np.int8)
-        sources = np.minimum(sources, MAX_SOURCES - 1)
-        _compiled.count_acceptance(sources, tree.depths, path, self._drafted, self._accepted)
+        _compiled.count_acceptance(tree.parents, sources, path, self._drafted, self._accepted)
 
     def table(self) -> dict[int, list[tuple[int, int]]]:
         """Per drafter and depth from 1: nodes verified, nodes accepted; as deep as its trees were."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from infercore.speculative.control import _compiled
 from infercore.speculative.control.cost_curve import CostCurve
 from infercore.speculative.control.survival import Survival
 from infercore.speculative.tree import TokenTree
@@ -17,7 +16,6 @@ _REQUEST_MEMORY = 0.8  # a request's own hits and misses fade by this per step
 _REQUEST_PRIOR = 0.5
 _MISS_BOUND = 3.0  # the rule of three: no hit in n tries leaves a chance of at most 3 / n, with 95% confidence
 _MANY_MISSES = 8  # in a row: from there on the bound falls faster than the rule of three
-_PER_DEPTH = 0.95  # what is left of a chance with each depth: the best of many candidates promise more than they hold
 _RATE_MEMORY = 0.98
 _CHEAP_DRAFT = 0.01  # of a plain step: drafts that cost less go on while nothing is verified
 _REST_STEPS = 12  # steps without drafting, between two steps that look whether drafting would pay again
@@ -26,10 +24,11 @@ _REST_STEPS = 12  # steps without drafting, between two steps that look whether 
 class SpeedController:
     """Cuts the trees of a batch to the nodes that are worth their time.
 
-    A node is worth its chance of being accepted (`Survival`, less 5% per depth, times how this request has been doing
-    lately). n nodes cost what `CostCurve` says n more rows do. With r the tokens per second that are being reached, the
-    n likeliest nodes of the whole batch are verified for which expected tokens - r * time is largest: the rule that
-    maximises tokens over time in the long run (renewal-reward), where the best ratio of each single step would not.
+    A node is worth its chance of being accepted (`Survival`, times how this request has been doing lately). n nodes
+    cost what `CostCurve` says n more rows do. With r the price of time, the n likeliest nodes of the whole batch are
+    verified for which expected tokens - r * time is largest: the rule that maximises tokens over time in the long run
+    (renewal-reward). r is the tokens per second that are being reached, or those of this step at its best where they
+    are more: good drafts come in stretches, and a token that is left to the next step costs less there.
 
     Speculation is off for a step when that n is 0. Drafts are still made, and judged by the tokens that come; so it
     is on again as soon as they would have been right. A drafter that costs more than 1% of a plain step is asked only
@@ -75,7 +74,7 @@ class SpeedController:
         if not self.curve.knows(num_rows):
             self._asked_at = None
             return [0] * len(request_ids)  # what a plain step costs is the first thing to learn
-        plain_s = float(self.curve.seconds(num_rows))
+        plain_s = self.curve.step(num_rows)
         resting = self._draft_s > _CHEAP_DRAFT * plain_s and self._idle_steps > 2
         if resting and self._idle_steps % _REST_STEPS:
             self._asked_at = None
@@ -88,31 +87,27 @@ class SpeedController:
         if self._asked_at is not None:
             spent = self._clock() - self._asked_at
             self._draft_s += 0.1 * (min(spent, 10 * self._draft_s or spent) - self._draft_s)
-        chances = []
         num_requests = max(len(trees), self._num_asked)  # those that got no draft take part in the forward as well
         num_rows = num_requests + num_other_rows
+        chances = np.empty(sum(tree.num_nodes for tree in trees if tree.draft_probs is None), np.float32)
+        start = 0
         for request_id, tree in zip(request_ids, trees, strict=True):
             record = self._record(request_id)
             record.proposed = tree
-            if tree.draft_probs is None:
-                base = self.survival.chances(tree) * _PER_DEPTH ** (tree.depths - 1).astype(np.float32)
-                first = float(base[tree.parents < 0].sum())
-                chances.append(base * np.float32(record.factor(first)))
-            else:
+            if tree.draft_probs is not None:
                 num_rows += tree.num_nodes
-                chances.append(_NOTHING)
-        everything = np.concatenate(chances) if chances else _NOTHING
-        if not everything.size:
+                continue
+            own = chances[start : start + tree.num_nodes]
+            start += tree.num_nodes
+            factor = record.factor(self.survival.chances_into(tree, own))
+            if factor < 1:
+                own *= np.float32(factor)
+        if not start:
             return list(trees)
-        order = np.argsort(-everything, kind="stable")
-        times = self.curve.seconds(np.arange(num_rows, num_rows + len(order) + 1))
-        rate = max(1.0, self._speed_up) * num_requests / times[0]
-        count, _ = _compiled.best_count(everything[order], times, rate, self._margin)
-        if count == len(order):
-            return list(trees)
-        keep = np.zeros(len(order), bool)
-        keep[order[:count]] = True
-        return _cut(trees, keep)
+        count, keep = self.curve.select(
+            chances, num_rows=num_rows, num_turns=num_requests, speed_up=self._speed_up, margin=self._margin
+        )
+        return list(trees) if count == start else _cut(trees, keep, count)
 
     def update(
         self,
@@ -142,8 +137,7 @@ class SpeedController:
                 record.predicted = _REQUEST_MEMORY * record.predicted + predicted
                 record.num_misses = 0 if hits else record.num_misses + 1
             record.proposed = None
-        plain_s, this_s = self.curve.seconds(np.array([num_rows, num_rows + num_nodes]))
-        gained = num_gained / len(trees) * plain_s / this_s
+        gained = num_gained / len(trees) * self.curve.step(num_rows) / self.curve.step(num_rows + num_nodes)
         self._speed_up += (1 - _RATE_MEMORY) * (gained - self._speed_up)
         if num_nodes:
             self._idle_steps = 0
@@ -221,7 +215,10 @@ class _Record:
         return min(min(1.0, 2 * share) ** 3, at_most / max(first, at_most))
 
 
-def _cut(trees: Sequence[TokenTree], keep: npt.NDArray[np.bool_]) -> list[TokenTree]:
+def _cut(trees: Sequence[TokenTree], keep: npt.NDArray[np.bool_], count: int) -> list[TokenTree]:
+    """The `count` nodes of `keep`, which holds all trees that were not drawn, one after another."""
+    if not count:
+        return [tree if tree.draft_probs is not None else TokenTree.empty() for tree in trees]
     cut, start = [], 0
     for tree in trees:
         if tree.draft_probs is not None:
@@ -231,8 +228,3 @@ def _cut(trees: Sequence[TokenTree], keep: npt.NDArray[np.bool_]) -> list[TokenT
         start += tree.num_nodes
         cut.append(tree if kept.all() else tree.truncate(kept) if kept.any() else TokenTree.empty())
     return cut
-
-
-_NOTHING = np.empty(0, np.float32)
-_NO_TOKENS = np.empty(0, np.int32)
-MAXWAIT = 16

@@ -10,18 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float64
+from jaxtyping import Bool, Float32, Float64
 
-_GRID = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 4096], np.float64)
-_FORGETTING = 0.001  # per step, of what a size that is no longer run costs more than a plain step
-_OWN_RATE = 0.02  # of what the two common factors leave unexplained; 1 / n where only n steps are known
-_GENTLEST, _STEEPEST = 0.2, 5.0
+from infercore.speculative.control import _compiled
+
 _TRUSTED = 5.0  # steps that a size kept in a file counts for
-_LARGEST = math.log(2.0)  # of one step's surprise that is believed: one outlier does not decide
-# Variances of the logarithms of both factors, per step and at first, and of the noise of a step.
-_DRIFT = (0.01**2, 0.02**2)
-_FIRST_DOUBT = (0.2**2, 0.3**2)
-_NOISE = 0.1**2
 
 
 class CostCurve:
@@ -35,11 +28,9 @@ class CostCurve:
     """
 
     def __init__(self) -> None:
-        self._seconds = np.full(len(_GRID), np.nan)
-        self._counts = np.zeros(len(_GRID))
-        self._scale = 1.0
-        self._steepness = 1.0
-        self._doubt = [_FIRST_DOUBT[0], 0.0, _FIRST_DOUBT[1]]  # variances and covariance: scale, both, steepness
+        self._seconds = np.full(len(_compiled.GRID), np.nan)
+        self._counts = np.zeros(len(_compiled.GRID))
+        self._factors = np.array([1.0, 1.0, _compiled.FIRST_DOUBT_SCALE, 0.0, _compiled.FIRST_DOUBT_STEEPNESS])
 
     @classmethod
     def measure(
@@ -59,77 +50,56 @@ class CostCurve:
                     times[num_rows].append(time.perf_counter() - start)
         curve = cls()
         for num_rows in rows:
-            curve._seconds[_nearest(num_rows)] = float(np.median(times[num_rows]))
-            curve._counts[_nearest(num_rows)] = repeats
+            curve._seconds[_compiled.nearest(num_rows)] = float(np.median(times[num_rows]))
+            curve._counts[_compiled.nearest(num_rows)] = repeats
         return curve
 
     def seconds(self, num_rows: npt.NDArray[np.integer] | int) -> Float64[np.ndarray, "..."]:
         """Expected time per entry of `num_rows`; 1 everywhere while nothing is known."""
-        known = np.flatnonzero(~np.isnan(self._seconds))
-        if not known.size:
-            return np.ones(np.shape(num_rows))
-        return np.asarray(np.interp(np.asarray(num_rows), _GRID[known], self._now(self._seconds[known])))
+        rows = np.asarray(num_rows, np.int64)
+        out = np.empty(rows.shape)
+        _compiled.costs(self._seconds, self._factors, rows.reshape(-1), out.reshape(-1))
+        return out
+
+    def step(self, num_rows: int) -> float:
+        """Expected time of a forward over `num_rows`, as a float."""
+        return float(_compiled.cost(self._seconds, self._factors, num_rows))
 
     def knows(self, num_rows: int) -> bool:
         """Whether forwards of about this size were measured."""
-        return not np.isnan(self._seconds[_nearest(num_rows)])
+        return not math.isnan(self._seconds[_compiled.nearest(num_rows)])
 
     def observe(self, num_rows: int, seconds: float) -> None:
         """Learn from one step: the common factors, and the size's own cost."""
-        index = _nearest(num_rows)
-        known = np.flatnonzero(~np.isnan(self._seconds))
-        self._counts[index] += 1
-        if not known.size:
-            self._seconds[index] = seconds
-            return
-        if not known[0] <= index <= known[-1]:
-            self._seconds[index] = self._before(seconds, self._seconds[known[0]])
-            return
-        if np.isnan(self._seconds[index]):
-            self._seconds[index] = np.interp(_GRID[index], _GRID[known], self._seconds[known])
-        least = float(self._seconds[known[0]])
-        excess = self._steepness * max(0.0, float(self._seconds[index]) - least)
-        expected = self._scale * (least + excess)
-        surprise = max(-_LARGEST, min(_LARGEST, math.log(seconds / expected)))
-        surprise -= self._correct(surprise, excess / (least + excess))
-        self._seconds[index] *= math.exp(surprise * max(_OWN_RATE, 1 / (1 + self._counts[index])))
-        if index == 0:
-            excesses = self._seconds[1:] - self._seconds[0]
-            self._seconds[1:] -= np.where(excesses > 0, _FORGETTING * excesses, 0)  # NaN stays NaN
+        _compiled.observe_cost(self._seconds, self._counts, self._factors, num_rows, seconds)
 
-    def _correct(self, surprise: float, share: float) -> float:
-        """Move both factors by what a step tells about them; returns how much of the surprise that explains.
+    def select(
+        self,
+        chances: Float32[np.ndarray, "nodes"],
+        *,
+        num_rows: int,
+        num_turns: int,
+        speed_up: float,
+        margin: float,
+    ) -> tuple[int, Bool[np.ndarray, "nodes"]]:
+        """Which nodes to verify in a forward of `num_rows` other rows: their number, and a mask of them.
 
-        `share` of the expected time is what the size costs more than the smallest one.
+        Args:
+            chances: that each node is accepted, never above its parent's.
+            num_turns: rows that gain a token each without any draft.
+            speed_up: tokens per second of the long run, in those of plain steps.
+            margin: share of a plain step's tokens that must be gained.
         """
-        scale, both, steepness = self._doubt
-        scale, steepness = scale + _DRIFT[0], min(_FIRST_DOUBT[1], steepness + _DRIFT[1])
-        on_scale, on_steepness = scale + share * both, both + share * steepness
-        total = on_scale + share * on_steepness + _NOISE
-        move, bend = surprise * on_scale / total, surprise * on_steepness / total
-        self._scale *= math.exp(move)
-        self._steepness = max(_GENTLEST, min(_STEEPEST, self._steepness * math.exp(bend)))
-        self._doubt = [
-            scale - on_scale * on_scale / total,
-            both - on_scale * on_steepness / total,
-            steepness - on_steepness * on_steepness / total,
-        ]
-        return move + share * bend
-
-    def _now(self, seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        excess = np.maximum(seconds - seconds[0], 0)  # no size is cheaper than the smallest
-        now: npt.NDArray[np.float64] = self._scale * (seconds[0] + self._steepness * excess)
-        return now
-
-    def _before(self, seconds: float, least: float) -> float:
-        """What must be stored for a size that takes `seconds` now."""
-        excess = seconds / self._scale - least
-        return least + (excess / self._steepness if excess > 0 else excess)
+        keep = np.empty(len(chances), np.bool_)
+        count = _compiled.select(
+            chances, self._seconds, self._factors, num_rows, num_turns, speed_up, margin, keep
+        )  # fmt: skip
+        return int(count), keep
 
     def table(self) -> dict[int, float]:
         """Known sizes and their seconds."""
-        known = np.flatnonzero(~np.isnan(self._seconds))
-        return {int(_GRID[i]): float(t) for i, t in zip(known, self._now(self._seconds[known]), strict=True)}
+        sizes = _compiled.GRID[~np.isnan(self._seconds)].astype(np.int64)
+        return dict(zip(sizes.tolist(), self.seconds(sizes).tolist(), strict=True))
 
     # ------------------------------------------------------------------------------------------------------------ kept
 
@@ -154,13 +124,9 @@ class CostCurve:
             return None
         curve = cls()
         for rows, seconds in table.items():
-            curve._seconds[_nearest(rows)] = seconds
-            curve._counts[_nearest(rows)] = _TRUSTED
+            curve._seconds[_compiled.nearest(rows)] = seconds
+            curve._counts[_compiled.nearest(rows)] = _TRUSTED
         return curve
-
-
-def _nearest(num_rows: int) -> int:
-    return int(np.abs(np.log2(_GRID / num_rows)).argmin())
 
 
 def _path(key: str, folder: Path | None) -> Path:

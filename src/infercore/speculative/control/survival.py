@@ -5,7 +5,7 @@ import numpy.typing as npt
 from jaxtyping import Float32, Int32
 
 from infercore.speculative.control import _compiled
-from infercore.speculative.control.acceptance import MAX_SOURCES, Acceptance
+from infercore.speculative.control.acceptance import Acceptance
 from infercore.speculative.tree import TokenTree
 
 _MEMORY = 100.0  # predicted hits that a cell remembers
@@ -19,7 +19,7 @@ class Survival:
     """
 
     def __init__(self) -> None:
-        shape = (MAX_SOURCES, _compiled.NUM_DEPTHS, _compiled.NUM_BINS)
+        shape = (_compiled.MAX_SOURCES, _compiled.NUM_DEPTHS, _compiled.NUM_BINS)
         self._hits = np.zeros(shape)
         self._predicted = np.zeros(shape)
         self._acceptance = Acceptance()
@@ -27,18 +27,23 @@ class Survival:
     def chances(self, tree: TokenTree) -> Float32[np.ndarray, "nodes"]:
         """Chance that each node is accepted together with all above it; never above its parent's."""
         out = np.empty(tree.num_nodes, np.float32)
-        scores, sources, depths = _columns(tree)
-        _compiled.calibrated(tree.parents, scores, sources, depths, self._hits, self._predicted, out)
+        self.chances_into(tree, out)
         return out
+
+    def chances_into(self, tree: TokenTree, out: Float32[np.ndarray, "nodes"]) -> float:
+        """Write `chances` to `out`; returns the chance that any of the root's children is right."""
+        scores, sources = _columns(tree)
+        first = _compiled.calibrated(tree.parents, scores, sources, self._hits, self._predicted, out)
+        return float(first)
 
     def learn(self, tree: TokenTree, gained: Int32[np.ndarray, "gained"]) -> tuple[float, float]:
         """Judge a proposal by the tokens that came after it.
 
         Returns hits, and hits predicted, among the root's children.
         """
-        scores, sources, depths = _columns(tree)
+        scores, sources = _columns(tree)
         hits, predicted = _compiled.learn(
-            tree.token_ids, tree.parents, scores, sources, depths, gained, _MEMORY, self._hits, self._predicted
+            tree.token_ids, tree.parents, scores, sources, gained, _MEMORY, self._hits, self._predicted
         )
         return hits, predicted
 
@@ -51,8 +56,6 @@ class Survival:
         return self._acceptance.table()
 
 
-def _columns(tree: TokenTree) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8], npt.NDArray[np.int32]]:
-    depths = tree.depths
-    scores = tree.scores if tree.scores is not None else (0.5**depths).astype(np.float32)
-    sources = tree.sources if tree.sources is not None else np.zeros(tree.num_nodes, np.int8)
-    return scores, np.minimum(sources, MAX_SOURCES - 1), depths
+def _columns(tree: TokenTree) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    scores = tree.scores if tree.scores is not None else (0.5**tree.depths).astype(np.float32)
+    return scores, tree.sources if tree.sources is not None else np.zeros(len(scores), np.int8)
