@@ -10,6 +10,7 @@ InfercoreError
 │   └── GrammarLimitError   a limit on states, bytes, depth or seconds was reached
 ├── UnsupportedModel        the packed forward cannot serve this model; says which parts still can
 ├── RequestError            (also a ValueError) a request the engine cannot run as asked
+├── CheckpointError         (also a ValueError) a draft head's files are damaged, foreign or of another target
 └── FetchError              the demo's model cannot be had; says how to get it by hand
 
 This module imports nothing of ours.
@@ -82,6 +83,10 @@ class UnsupportedModel(InfercoreError):
 
 class RequestError(InfercoreError, ValueError):
     """A request that the engine cannot run as asked; the message says what to change."""
+
+
+class CheckpointError(InfercoreError, ValueError):
+    """The files of a draft head cannot be used; the message says what they hold and what was expected."""
 
 
 class FetchError(InfercoreError):

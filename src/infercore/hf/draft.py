@@ -4,14 +4,26 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from infercore.hf.choose import Turn
+from infercore.hf.features import feature_observers
 from infercore.hf.grammar_state import IntGrammarState
+from infercore.hf.packed_model import PackedModel
+from infercore.hf.plan import Rows
 from infercore.hf.scheduler import Share
 from infercore.hf.state import RequestState
-from infercore.speculative import Controller, Drafter, DraftRequest, TokenTree, TopTokenObserver, Verdict
+from infercore.speculative import (
+    Controller,
+    Drafter,
+    DraftRequest,
+    FeatureObserver,
+    TokenTree,
+    TopTokenObserver,
+    Verdict,
+)
 
 
 def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenTree]:
@@ -70,6 +82,37 @@ def show_drafters(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None], l
         if observer.num_top_tokens:
             top = logits[torch.tensor(rows, device=logits.device)].topk(observer.num_top_tokens).indices
             observer.observe(np.array(token_ids, np.int32), top.cpu().numpy())
+
+
+def show_features(
+    model: PackedModel, work: Seq[tuple[Share, Rows]], turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None]
+) -> None:
+    """Hidden states of the rows that stay, chains and accepted nodes, for drafters that work on them."""
+    seen: dict[int, tuple[FeatureObserver, list[RequestState], list[int], list[npt.NDArray[np.int64]]]] = {}
+    verdicts: dict[int, Verdict | Exception | None] = {}
+    start = 0
+    for share, rows in work:
+        state, first = share.state, start
+        start += len(rows.slots)
+        observers = feature_observers(state.request.drafter) if state.speculates else []
+        if not observers:
+            continue
+        if not verdicts:
+            verdicts = {turn.state.request_id: outcome for turn, outcome in zip(turns, outcomes, strict=True)}
+        chain = len(rows.token_ids)
+        kept = np.arange(first, first + chain)
+        verdict = verdicts.get(state.request_id)
+        if isinstance(verdict, Verdict) and len(verdict.path):
+            kept = np.concatenate([kept, first + chain + verdict.path.astype(np.int64)])
+        for observer in observers:
+            _, states, positions, kept_rows = seen.setdefault(id(observer), (observer, [], [], []))
+            states.append(state)
+            positions.append(rows.sequence.num_tokens)
+            kept_rows.append(kept)
+    for observer, states, positions, kept_rows in seen.values():
+        features = model.features(observer.feature_layers, start)
+        ids = [state.request_id for state in states]
+        observer.see(ids, positions, kept_rows, features, [state.tokens[: state.num_tokens] for state in states])
 
 
 def teach_controller(

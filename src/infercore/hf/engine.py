@@ -122,6 +122,9 @@ class Engine:
             raise RequestError(f"copies is {copies}, expected at least 1")
         with self._lock:
             self._drop_stale_cache()
+            if self._model.watch(request.drafter) and self._stepper.graphs is not None:
+                self._stepper.drop()  # a step that was started uses a graph
+                self._stepper.graphs.clear()  # captured without what the drafter wants to see
             states = [self._factory.state(copy_of(request, i)) for i in range(copies)]
             states[0].followers = states[1:]
             self._scheduler.waiting.append(states[0])

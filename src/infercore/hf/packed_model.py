@@ -8,8 +8,10 @@ from torch import Tensor
 
 from infercore.errors import InfercoreError
 from infercore.hf import attention, self_check, weights
+from infercore.hf.features import Features, feature_observers
 from infercore.hf.few_rows import FewRows
 from infercore.hf.plan import Plan
+from infercore.speculative import Drafter
 
 
 class PackedModel:
@@ -40,6 +42,7 @@ class PackedModel:
             model.set_attn_implementation(previous)
             raise
         self._fingerprint = weights.fingerprint(model)
+        self._features: dict[tuple[int, ...], Features] = {}
 
     def forward(self, plan: Plan) -> Tensor:
         """Logits `[len(plan.logits_rows), vocab]`; K/V of all rows go to the plan's pool."""
@@ -58,6 +61,19 @@ class PackedModel:
     def faster(self, num_rows: int) -> AbstractContextManager[None]:
         """Wrap a forward of `num_rows` rows, and what is done with its logits, in this: see `FewRows.during`."""
         return self._few_rows.during(num_rows)
+
+    def watch(self, drafter: Drafter | None) -> bool:
+        """From now on note the features that `drafter` works on; True if they were not noted before.
+
+        Graphs captured before do not note them. Raises: UnsupportedModel if the model has no such layers.
+        """
+        new = {o.feature_layers for o in feature_observers(drafter)} - self._features.keys()
+        self._features |= {layers: Features(self.model, layers) for layers in new}
+        return bool(new)
+
+    def features(self, layers: tuple[int, ...], num_rows: int) -> Tensor:
+        """`[num_rows, columns]` that the last forward, of that many rows, put into `layers`; see `Features.rows`."""
+        return self._features[layers].rows(num_rows)
 
     def has_changed(self) -> bool:
         """Whether weights or adapters changed since the last call, so that K/V computed before is void."""

@@ -14,7 +14,8 @@ import torch
 from infercore.errors import OutOfPages
 from infercore.hf.choose import choose, keep_chosen
 from infercore.hf.chosen import ChosenTokens
-from infercore.hf.draft import draft, show_drafters, teach_controller
+from infercore.hf.draft import draft, show_drafters, show_features, teach_controller
+from infercore.hf.features import feature_observers
 from infercore.hf.flight import Flight, turns_of
 from infercore.hf.graphs import StepGraphs
 from infercore.hf.packed_model import PackedModel
@@ -145,6 +146,7 @@ class Stepper:
         else:
             outcomes = choose(flight.turns, flight.logits)
         show_drafters(flight.turns, outcomes, flight.logits)
+        show_features(self.model, flight.work, flight.turns, outcomes)
         return outcomes
 
     def _depart_behind(self, flight: Flight) -> Flight | None:
@@ -295,6 +297,8 @@ class Stepper:
             follower = state.followers[0]
             follower.sequence = state.sequence.fork()
             follower.stats.num_reused_tokens = follower.num_prompt
+            for observer in feature_observers(follower.request.drafter):
+                observer.fork(state.request_id, follower.request_id)
             self.scheduler.running.append(follower)
             del state.followers[0]
 

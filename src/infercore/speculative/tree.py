@@ -129,6 +129,16 @@ class TokenTree:
             None if self.grammar_states is None else self.grammar_states[keep],
         )
 
+    def best(self, max_nodes: int) -> "TokenTree":
+        """The `max_nodes` nodes of the highest scores, the earlier one where they are equal.
+
+        A node's score is never above its parent's, so its ancestors are among them. Not for trees that were drawn.
+        """
+        assert self.scores is not None
+        if self.num_nodes <= max_nodes:
+            return self
+        return self.truncate(_compiled.best_nodes(self.scores, max_nodes))
+
 
 _NO_NODES = np.empty(0, np.int32)
 _NO_NODES.flags.writeable = False

@@ -84,6 +84,37 @@ class TopTokenObserver(Protocol):
         ...
 
 
+@runtime_checkable
+class FeatureObserver(Protocol):
+    """A drafter that works on the target's hidden states; a decoding loop hands over those of every row that it keeps.
+
+    Laws: `see` comes after each forward, before the `commit` of what it gained; what it tells stands until `see` tells
+    otherwise of the same positions. Positions that are never told (a prefix that came from a cache) are not known.
+    """
+
+    feature_layers: tuple[int, ...]
+    """Columns of `features`, one behind the other: the inputs of these layers of the target (their number: the output
+    of the last one); -1: the last hidden state as the output embeddings take it."""
+
+    def see(
+        self,
+        request_ids: Sequence[int],
+        first_positions: Sequence[int],
+        rows: Sequence[Int64[np.ndarray, "_"]],
+        features: Tensor,
+        texts: Sequence[Integer[np.ndarray, "_"]],
+    ) -> None:
+        """Per request the rows of `features` that stand for its tokens from `first_positions` on, and its text so far.
+
+        `features` is valid during the call only. The text may be longer or shorter than what the rows stand for.
+        """
+        ...
+
+    def fork(self, request_id: int, new_request_id: int) -> None:
+        """What was seen of one request holds for another as well, which continues the same text."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
     """What one step adds to one sequence: the accepted nodes, and one more token from the target itself."""

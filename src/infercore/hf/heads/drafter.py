@@ -1,0 +1,334 @@
+"""`EagleDrafter`: trees from a head that reads the target's hidden states."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int32, Int64, Integer
+from torch import Tensor
+
+from infercore.errors import CheckpointError
+from infercore.hf.few_rows import FewRows
+from infercore.hf.heads.checkpoint import read_config, read_tensors
+from infercore.hf.heads.config import HeadConfig, parse_config
+from infercore.hf.heads.eagle import EagleHead, head_for
+from infercore.hf.heads.expand import Expansion, Shape
+from infercore.hf.heads.kv import HeadKV, below, causal
+from infercore.speculative import DraftModelDrafter, DraftRequest, TokenTree
+
+_MAX_NEW = 16  # entries of one request in a draft; what is more goes first, by itself
+_CHUNK = 512
+
+
+class EagleDrafter:
+    """Drafts with an EAGLE-1, EAGLE-2 or EAGLE-3 head, which continues the target's own hidden states.
+
+        drafter = EagleDrafter.from_pretrained("path/to/head", model)
+        engine.generate(prompts, drafter=drafter)
+
+    For a greedy request the likeliest nodes of each depth get children, and at the end the likeliest of all depths are
+    kept (EAGLE-2); on a GPU that is one CUDA graph and one copy to the host. For a sampling request children are drawn,
+    and the tree carries what they were drawn from, so that verification is exact (`DraftModelDrafter`'s trees).
+
+    A token whose features never came (its prefix was found in the engine's cache, or its text is forced by a grammar)
+    is unknown: the head goes on from where features begin, and proposes nothing where they do not reach the end.
+
+    Args:
+        head: its weights, on the target's device and in its dtype.
+        feature_layers: where its features come from, as `FeatureObserver.feature_layers`.
+        vocab_size: columns of the target's logits.
+        max_depth: longest path. branching: children of a node. num_expanded: nodes of each depth that get children.
+        cuda_graphs: None: on a GPU.
+    Source: Li et al. 2024, EAGLE (arXiv 2401.15077) and EAGLE-2 (arXiv 2406.16858), section 4; Li et al. 2025, EAGLE-3
+        (arXiv 2503.01840).
+    """
+
+    def __init__(
+        self,
+        head: EagleHead,
+        *,
+        feature_layers: tuple[int, ...],
+        vocab_size: int,
+        max_depth: int = 5,
+        branching: int = 6,
+        num_expanded: int = 6,
+        cuda_graphs: bool | None = None,
+    ) -> None:
+        parameter = next(head.parameters())
+        self.head = head
+        self.feature_layers = feature_layers
+        self._vocab_size = vocab_size
+        self._kv = HeadKV(head.config, parameter.dtype, parameter.device)
+        self._shape = Shape(max_depth, min(branching, head.config.draft_vocab_size), min(num_expanded, branching))
+        self._expansion = Expansion(head, self._kv, self._shape, cuda_graphs=cuda_graphs)
+        self._few_rows = FewRows(head)
+        self._seen: dict[int, _Seen] = {}
+        self._drawn = DraftModelDrafter(
+            _OneDepth(self), max_depth=max_depth, branching=branching, num_expanded=num_expanded
+        )
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, target: Any, **options: Any) -> "EagleDrafter":
+        """The head in folder `path`: `config.json` and safetensors of the EAGLE authors, SpecForge or speculators.
+
+        Args:
+            target: the transformers model that the head was trained for; it gives embeddings, and for EAGLE-1 its
+                output embeddings, where the checkpoint has none.
+            options: as for the constructor.
+        Raises: CheckpointError for a missing, damaged or foreign file, or the head of another target; the message says
+            what was found and what was expected.
+        """
+        folder = Path(path)
+        config = parse_config(read_config(folder))
+        if not isinstance(config, HeadConfig):
+            raise CheckpointError(f"{folder} holds Medusa heads; expected an EAGLE head (MedusaDrafter reads those)")
+        text = target.config.get_text_config()
+        if config.target_hidden_size != text.hidden_size or config.vocab_size != text.vocab_size:
+            raise CheckpointError(
+                f"{folder} is a head for a target of width {config.target_hidden_size} and {config.vocab_size} tokens, "
+                f"but this {type(target).__name__} has width {text.hidden_size} and {text.vocab_size} tokens"
+            )
+        parameter = next(target.parameters())
+        output = target.get_output_embeddings()
+        head = head_for(
+            config,
+            read_tensors(folder, parameter.dtype),
+            embedding=target.get_input_embeddings().weight.detach(),
+            target_head=None if output is None else output.weight.detach(),
+        ).to(parameter.device)
+        layers = _feature_layers(config, head, text.num_hidden_layers)
+        return cls(head, feature_layers=layers, vocab_size=text.vocab_size, **options)
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        trees = [TokenTree.empty()] * len(requests)
+        ready = [i for i, request in enumerate(requests) if request.max_nodes > 0 and self._is_known(request)]
+        drawn = [i for i in ready if requests[i].temperature > 0 and requests[i].generator is not None]
+        chosen = [i for i in ready if i not in set(drawn)]
+        with torch.no_grad():
+            for members, propose in ((drawn, self._drawn.propose), (chosen, self._choose)):
+                if members:
+                    proposed = propose([requests[i] for i in members])
+                    for i, tree in zip(members, proposed, strict=True):
+                        trees[i] = tree
+        return trees
+
+    def see(
+        self,
+        request_ids: Sequence[int],
+        first_positions: Sequence[int],
+        rows: Sequence[Int64[np.ndarray, "_"]],
+        features: Tensor,
+        texts: Sequence[Integer[np.ndarray, "_"]],
+    ) -> None:
+        """Keep the features of what was accepted; long ones go through the head at once."""
+        index = torch.from_numpy(np.concatenate(rows)).to(features.device, non_blocking=True)
+        parts = torch.split(features.index_select(0, index), [len(some) for some in rows])
+        for request_id, first, part, text in zip(request_ids, first_positions, parts, texts, strict=True):
+            seen = self._seen.get(request_id)
+            if seen is None:
+                seen = self._seen[request_id] = _Seen(self._kv.open(), first)
+            seen.add(first, part)
+            if seen.num_new > 4 * _MAX_NEW:
+                self._absorb(seen, np.asarray(text), leave=1)
+
+    def commit(
+        self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
+    ) -> None:
+        """Nothing to keep: the next request carries its text, and `see` brought the features."""
+
+    def fork(self, request_id: int, new_request_id: int) -> None:
+        """What was seen of one request holds for another as well."""
+        seen = self._seen.get(request_id)
+        if seen is not None:
+            self.close(new_request_id)
+            copy = _Seen(self._kv.open(), seen.first, seen.length, list(seen.new))
+            self._kv.copy(seen.slot, copy.slot)
+            self._seen[new_request_id] = copy
+
+    def close(self, request_id: int) -> None:
+        seen = self._seen.pop(request_id, None)
+        if seen is not None:
+            self._kv.close(seen.slot)
+
+    def _is_known(self, request: DraftRequest) -> bool:
+        seen = self._seen.get(request.request_id)
+        return seen is not None and seen.num_new > 0 and seen.end == len(request.token_ids) - 1
+
+    def _choose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
+        """The likeliest nodes: one call over the batch, one copy to the host."""
+        seen = self._refreshable(requests)
+        self._kv.reserve(max(each.length + each.num_new for each in seen) + self._shape.num_entries)
+        with self._few_rows.during(len(seen) * self._shape.width):
+            token_ids, parents, scores = self._expansion.run(
+                [each.slot for each in seen],
+                [each.length for each in seen],
+                [each.first for each in seen],
+                [torch.cat(each.new) if len(each.new) > 1 else each.new[0] for each in seen],
+                [_next_tokens(each, request) for each, request in zip(seen, requests, strict=True)],
+            )
+        for each in seen:
+            each.refreshed()
+        return [
+            TokenTree(ids, above, None, chances).best(request.max_nodes)
+            for ids, above, chances, request in zip(token_ids, parents, scores, requests, strict=True)
+        ]
+
+    def _refreshable(self, requests: Sequence[DraftRequest]) -> list["_Seen"]:
+        """What was seen of them, all but the last few entries in the cache."""
+        seen = [self._seen[request.request_id] for request in requests]
+        for each, request in zip(seen, requests, strict=True):
+            if each.num_new > _MAX_NEW:
+                self._absorb(each, request.token_ids, leave=1)
+        return seen
+
+    def _absorb(self, seen: "_Seen", text: Integer[np.ndarray, "_"], *, leave: int) -> None:
+        """Put new entries of one request whose next token is known into the cache, all but the last `leave`."""
+        start = seen.first + seen.length
+        count = min(seen.num_new - leave, len(text) - 1 - start)
+        if count <= 0:
+            return
+        features = torch.cat(seen.new)
+        device = features.device
+        self._kv.reserve(seen.length + count)
+        tokens = torch.from_numpy(np.ascontiguousarray(text[start + 1 : start + 1 + count], np.int64)).to(device)
+        slots = torch.tensor([seen.slot], device=device)
+        with torch.no_grad():
+            for at in range(0, count, _CHUNK):
+                some = min(_CHUNK, count - at)
+                starts = torch.tensor([seen.length + at], device=device)
+                counts = torch.tensor([some], device=device)
+                places = causal(starts, counts, some, seen.length + at + some, slots)
+                positions = torch.arange(start + at, start + at + some, device=device)[None]
+                hidden = self.head.project(features[None, at : at + some])
+                self.head(tokens[None, at : at + some], hidden, positions, partial(self._kv.attend, places))
+        seen.length += count
+        seen.new = [features[count:]]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """One request. Entries of `length` tokens from position `first` on are in the cache; `new` is still to come.
+
+    The last feature stays in `new`: its entry depends on the token after it, which each draft brings anew.
+    """
+
+    slot: int
+    first: int
+    length: int = 0
+    new: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    places: list[list[int]] = field(default_factory=list)
+
+    @property
+    def num_new(self) -> int:
+        return sum(len(part) for part in self.new)
+
+    @property
+    def end(self) -> int:
+        """The first position that nothing is known of."""
+        return self.first + self.length + self.num_new
+
+    def add(self, position: int, features: Tensor) -> None:
+        if position < self.first or position > self.end:
+            self.first, self.length, self.new = position, 0, []
+        elif position < self.end:
+            kept = position - self.first
+            if kept <= self.length:
+                self.length, self.new = kept, []
+            else:
+                self.new = [torch.cat(self.new)[: kept - self.length]]
+        self.new.append(features)
+
+    def refreshed(self) -> None:
+        """All entries but the last are in the cache now."""
+        self.length += self.num_new - 1
+        self.new = [self.new[-1][-1:]]
+
+
+def _next_tokens(seen: _Seen, request: DraftRequest) -> Int64[np.ndarray, "_"]:
+    start = seen.first + seen.length + 1
+    return np.asarray(request.token_ids[start:], np.int64)
+
+
+def _feature_layers(config: HeadConfig, head: EagleHead, num_layers: int) -> tuple[int, ...]:
+    if not head.is_eagle3:
+        return (-1,)
+    layers = config.feature_layers or (2, num_layers // 2, num_layers - 3)
+    if len(layers) != head.num_features or head.fc.in_features != head.feature_size:
+        raise CheckpointError(
+            f"fc takes {head.fc.in_features} columns, but {len(layers)} features of {config.target_hidden_size} come "
+            f"from layers {layers}"
+        )
+    return tuple(layers)
+
+
+class _OneDepth:
+    """The head as `DraftModelDrafter` calls it, one depth a call: only nodes that are new since the last are run."""
+
+    def __init__(self, drafter: EagleDrafter) -> None:
+        self._drafter = drafter
+
+    def forward(
+        self,
+        request_ids: Sequence[int],
+        texts: Sequence[Integer[np.ndarray, "_"]],
+        trees: Sequence[TokenTree],
+    ) -> list[Tensor]:
+        drafter = self._drafter
+        logits = []
+        for request_id, text, tree in zip(request_ids, texts, trees, strict=True):
+            seen = drafter._seen[request_id]
+            if tree.num_nodes == 0:
+                drafter._absorb(seen, text, leave=1)
+                seen.outputs, seen.places = [], []
+            self._extend(seen, text, tree)
+            logits.append(self._over_target_vocabulary(drafter.head.logits(torch.stack(seen.outputs))))
+        return logits
+
+    def close(self, request_id: int) -> None:
+        """The drafter closes what it keeps."""
+
+    def _extend(self, seen: _Seen, text: Integer[np.ndarray, "_"], tree: TokenTree) -> None:
+        """Outputs of the root's entry and of the tree's nodes, as far as they are not there."""
+        drafter, head = self._drafter, self._drafter.head
+        feature = seen.new[-1][-1:]
+        device = feature.device
+        first = len(seen.outputs)  # the root's is the first
+        rows = list(range(max(first - 1, 0), tree.num_nodes))
+        depths = tree.depths
+        if first == 0:
+            seen.places = [[seen.length]]
+            token_ids, hidden = [int(text[-1])], head.project(feature)
+        else:
+            seen.places += [[*seen.places[int(tree.parents[row]) + 1], seen.length + 1 + row] for row in rows]
+            token_ids = [int(tree.token_ids[row]) for row in rows]
+            hidden = torch.stack([seen.outputs[int(tree.parents[row]) + 1] for row in rows])
+        if not token_ids:
+            return
+        drafter._kv.reserve(seen.length + 1 + tree.num_nodes)
+        slots = torch.tensor([seen.slot], device=device)
+        new = seen.places[first:]
+        longest = max(map(len, new))
+        ancestors = torch.tensor([[[path[0]] * (longest - len(path)) + path for path in new]], device=device)
+        places = below(torch.tensor([seen.length], device=device), ancestors, seen.length + 1 + tree.num_nodes, slots)
+        position = seen.first + seen.length
+        at = [position] if first == 0 else [position + int(depths[row]) for row in rows]
+        out = head(
+            torch.tensor([token_ids], device=device),
+            hidden[None],
+            torch.tensor([at], device=device),
+            partial(drafter._kv.attend, places),
+        )
+        seen.outputs += list(out[0])
+
+    def _over_target_vocabulary(self, logits: Tensor) -> Tensor:
+        head, size = self._drafter.head, self._drafter._vocab_size
+        if logits.shape[1] == size:
+            return logits
+        wide = logits.new_full((len(logits), size), float("-inf"))
+        wide[:, head.target_ids(torch.arange(logits.shape[1], device=logits.device))] = logits
+        return wide

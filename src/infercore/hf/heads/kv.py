@@ -1,0 +1,133 @@
+"""`HeadKV`: keys and values of a draft head, one row of memory a request.
+
+This is a cache of its own, beside the engine's pages: a request's entries lie one behind the other, drafted ones behind
+the true ones, where the next refresh writes over them. The drafter says where entries go (`Places`) and what they see;
+paged memory could take this one's place behind the same two calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from infercore.hf.heads.config import HeadConfig
+
+_FIRST_LENGTH = 64
+
+
+@dataclass(slots=True)
+class Places:
+    """Where the entries of one forward go, and what they see.
+
+    Args:
+        slots: int64 `[batch]`, a row of the cache each.
+        at: int64 `[batch, rows]`, places in it; -1: nowhere.
+        mask: bool `[batch, rows, length]`, the places each entry attends to, its own included.
+    """
+
+    slots: Tensor
+    at: Tensor
+    mask: Tensor
+
+
+class HeadKV:
+    """Grows by doubling, in requests and in length; slot 0 belongs to padding.
+
+    Args:
+        config: of the head. dtype, device: of the head.
+    """
+
+    def __init__(self, config: HeadConfig, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (2, 1 + _FIRST_LENGTH, config.num_kv_heads, config.head_dim)
+        self._layers = [
+            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            for _ in range(config.num_layers)
+        ]
+        self._free = [1]
+        self.generation = 0
+        """Changes when the memory moves: what was captured on it is void then."""
+
+    @property
+    def length(self) -> int:
+        """Places of a row; one more, the last, takes what goes nowhere."""
+        return int(self._layers[0][0].shape[1]) - 1
+
+    def open(self) -> int:
+        """A slot."""
+        if not self._free:
+            slots = int(self._layers[0][0].shape[0])
+            self._resize(2 * slots, self.length)
+            self._free = list(range(2 * slots - 1, slots - 1, -1))
+        return self._free.pop()
+
+    def close(self, slot: int) -> None:
+        self._free.append(slot)
+
+    def reserve(self, length: int) -> None:
+        """Room for `length` entries in every row."""
+        if length > self.length:
+            longer = self.length
+            while longer < length:
+                longer *= 2
+            self._resize(int(self._layers[0][0].shape[0]), longer)
+
+    def copy(self, source: int, target: int) -> None:
+        """Row `source` into row `target`."""
+        for pair in self._layers:
+            for tensor in pair:
+                tensor[target] = tensor[source]
+
+    def attend(self, places: Places, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Write K and V of `[batch, rows]` entries, and attend; `functools.partial` of it is an `Attend`."""
+        keys, values = self._layers[layer]
+        at = torch.where(places.at < 0, self.length, places.at)
+        keys[places.slots[:, None], at] = k
+        values[places.slots[:, None], at] = v
+        length = places.mask.shape[-1]
+        k, v = (tensor[:, :length].index_select(0, places.slots).transpose(1, 2) for tensor in (keys, values))
+        out = nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, attn_mask=places.mask[:, None], enable_gqa=q.shape[-2] != k.shape[1]
+        )
+        return out.transpose(1, 2)
+
+    def _resize(self, slots: int, length: int) -> None:
+        larger = []
+        for pair in self._layers:
+            new = tuple(t.new_zeros(slots, length + 1, *t.shape[2:]) for t in pair)
+            for old, fresh in zip(pair, new, strict=True):
+                fresh[: old.shape[0], : old.shape[1] - 1] = old[:, :-1]
+            larger.append((new[0], new[1]))
+        self._layers = larger
+        self.generation += 1
+
+
+def buckets(length: int) -> int:
+    """The length that attention runs over for `length` entries: few different ones, because each is a graph."""
+    size = _FIRST_LENGTH
+    while size < length:
+        size *= 2
+    return size
+
+
+def causal(starts: Tensor, counts: Tensor, rows: int, length: int, slots: Tensor) -> Places:
+    """`counts` new entries a request behind `starts` old ones, padded to `rows`; each sees what is before it."""
+    offsets = torch.arange(rows, device=starts.device)
+    at = starts[:, None] + offsets
+    mask = torch.arange(length, device=starts.device) <= at[..., None]
+    return Places(slots, torch.where(offsets < counts[:, None], at, -1), mask)
+
+
+def below(lengths: Tensor, ancestors: Tensor, length: int, slots: Tensor) -> Places:
+    """Drafted entries that see the first `lengths` entries and their `ancestors`, places `[batch, rows, depth]`.
+
+    The last ancestor is the entry itself.
+    """
+    mask = torch.arange(length, device=lengths.device) < lengths[:, None, None]
+    mask = mask.repeat(1, ancestors.shape[1], 1).scatter_(2, ancestors, True)
+    return Places(slots, ancestors[..., -1], mask)
+
+
+def pad(batch: Sequence[int], size: int, value: int) -> list[int]:
+    """`batch` with `value` behind it up to `size`."""
+    return [*batch, *[value] * (size - len(batch))]
