@@ -42,10 +42,11 @@ def test_schema_masks(schema, data, whitespace):
 
 def test_tokens_of_two_items_or_keys_are_decided_by_what_was_written():
     pieces = [b'"', b"a", b'","', b'","a', b'a","', b'":"","', b'a":"","a":', b'":1,"a":', b"1,1,", b"1,1]", b"1]"]
+    pieces += [b'["a","a"', b'["a","b"', b'{"a":1,"a":', b'{"b":1,"a":']
     vocabulary = Vocabulary([None, *(bytes([b]) for b in range(256)), *pieces], eos_token_ids=[0])
     for schema, prefixes in (
-        ({"type": "array", "uniqueItems": True}, ['["', '["a', '["a","', "[1", "[", "[2,1"]),
-        ({"type": "object"}, ['{"', '{"a', '{"b":1,"', '{"a":"","']),
+        ({"type": "array", "uniqueItems": True}, ["", '["', '["a', '["a","', "[1", "[", "[2,1"]),
+        ({"type": "object"}, ["", '{"', '{"a', '{"b":1,"', '{"a":"","']),
         ({"type": "object", "propertyNames": {"not": {"const": "a"}}}, ['{"', '{"b']),
         ({"type": "object", "not": {"propertyNames": {"maxLength": 1}}}, ['{"a', '{"aa', '{"aa":1,"']),
     ):

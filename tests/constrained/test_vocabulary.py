@@ -11,6 +11,7 @@ from tests.constrained.vocab import VOCABULARY, accepts
 
 from infercore.constrained import Vocabulary, allocate_bitmask, regex
 from infercore.constrained import _compiled as c
+from infercore.constrained.charsets import cells
 
 
 class FakeTokenizer:
@@ -58,6 +59,16 @@ def class_of(text):
     return np.int64(1) << c.BYTE_CLASS[lead]
 
 
+def cell_of(text, ends_token):
+    """Bit of the cell of the last character of `text`; none within a character where no token ends."""
+    if not _begins_text(text):
+        return np.int64(1) << np.int64(c.ODD)
+    try:
+        return np.int64(1) << np.int64(cells()[ord(text.decode()[-1])])
+    except UnicodeDecodeError:
+        return np.int64(ends_token) << np.int64(c.PARTIAL)
+
+
 def _begins_text(data):
     try:
         codecs.getincrementaldecoder("utf-8")().decode(data)
@@ -71,7 +82,7 @@ def test_trie_holds_each_token_once_where_its_path_spells_it(tokens):
     data = np.frombuffer(b"".join(tokens), np.uint8)
     ends = np.cumsum([len(t) for t in tokens], dtype=np.int64)
     order = np.array(sorted(range(len(tokens)), key=lambda i: tokens[i]), np.int32)
-    byte, depth, skip, at, ids, classes, tall = c.build_trie(data, ends, order)
+    byte, depth, skip, at, ids, classes, tall, own = c.build_trie(data, ends, order, cells())
     path = bytearray()
     spelt = []
     for i in range(len(byte)):
@@ -85,7 +96,10 @@ def test_trie_holds_each_token_once_where_its_path_spells_it(tokens):
         found += [(bytes(path), t) for t in ids[at[i] : at[i + 1]]]
         inside = [j for j in range(i + 1, len(byte)) if all(depth[k] > depth[i] for k in range(i + 1, j + 1))]
         assert skip[i] == i + 1 + len(inside)
-        assert classes[i] == np.bitwise_or.reduce(np.array([class_of(spelt[j]) for j in inside], np.int64))
+        assert classes[i] == np.bitwise_or.reduce(
+            np.array([class_of(spelt[j]) | cell_of(spelt[j], at[j + 1] > at[j]) for j in inside], np.int64)
+        )
+        assert np.int64(1) << np.int64(own[i]) == cell_of(spelt[i], True)
         assert tall[i] == max((depth[j] - depth[i] for j in inside), default=0)
     assert sorted(found) == sorted((t, i) for i, t in enumerate(tokens) if t)
 

@@ -19,13 +19,14 @@ NODE = 2  # b byte edges from `edges[a]` on, d free moves from `free[c]` on
 CALL = 3  # enter state a, return to state b
 RET = 4  # return to the caller; with an empty stack: accept, with label a
 STRING = 5  # inside a JSON string: a = spec, b = config of the decoded text, c = code points so far, d = mode
+COUNT = 6  # enter state a, c to d times (d = -1: any number of times), then go on at state b
 
 # Entries of `header` (int64).
 NUM_STATES, NUM_CONFIGS, NUM_STACKS, NUM_PAIRS, NUM_NATIVE = 0, 1, 2, 3, 4
 NEED_WHAT, NEED_ARG, NEED_CONFIG, POSITION, STAMP = 5, 6, 7, 8, 9
 MAX_DEPTH, ANY_CONFIG, REACH, NUM_CELLS, NUM_WANTED, DOUBTS, FARTHEST, WALK = 10, 11, 12, 13, 14, 15, 16, 17
-SEARCH = 18
-HEADER_SIZE = 19
+SEARCH, LEFT_AT = 18, 19
+HEADER_SIZE = 20
 
 # ANY_CONFIG: the config that reads any text. REACH: code points that one token may add. FARTHEST: the longest distance
 # that a bounded string has met. WALK: what `used` gets for each text config whose row is looked at.
@@ -57,6 +58,7 @@ TABLES = (
     Field("node", "int32", 5),  # [states] kind and four columns
     Field("native_key", "int32", 5),  # [states] what a state made by compiled code stands for
     Field("native_hash", "int32"),  # open addressing over `native_key`
+    Field("char_set", "int64"),  # [states] where one reads a character and returns: the bits covered, see `charsets`
     Field("pending", "uint8"),  # [states] 1: an undeclared key has just ended here, its text is not yet known
     Field("edges", "int32", 3),  # [edges] first byte, last byte, target
     Field("free", "int32"),  # [free moves] target
@@ -68,6 +70,8 @@ TABLES = (
     Field("wanted", "int32"),  # [64] stubs to expand
     Field("row_work", "int32"),  # [256] a row being computed
     Field("status", "uint8"),  # [configs] bits
+    Field("stay_set", "int64"),  # [configs] characters of these bits leave the config alive, so many times
+    Field("stay_room", "int32"),  # [configs]
     Field("loops", "int64"),  # [configs] classes of bytes that all lead a config to itself, once its row is known
     Field("used", "int64"),  # [configs] header[WALK] when the row of a text config was last looked at
     Field("twin", "int32"),  # [configs] of `same_shape`, valid where `twin_walk` says so
@@ -82,6 +86,7 @@ TABLES = (
     Field("seen_stamp", "int64"),
     Field("marks", "uint8"),
     Field("stand", "int32", 7),  # [2] where `step_bytes` stands, as rows of a path
+    Field("line", "int32"),  # [depths of a trie] configs of a plain walk, see `walk_plain`
     Field("path", "int32", 7),  # [depths of a trie] where a walk stands, see `walk_trie`
     Field(
         "alive", "uint8", 10
@@ -102,6 +107,7 @@ TRIE = (
     Field("token_ids", "int32"),
     Field("classes", "int64"),
     Field("tall", "int16"),
+    Field("own", "int8"),
 )
 """The arrays of a trie, see `build_trie`."""
 
@@ -121,7 +127,12 @@ BYTE_CLASS[_SINGLES] = np.arange(1, 1 + len(_SINGLES))
 BYTE_CLASS[48] = 50
 BYTE_CLASS[49:58] = 51
 BYTE_CLASS[97:103], BYTE_CLASS[103:123], BYTE_CLASS[65:71], BYTE_CLASS[71:91] = 52, 53, 54, 55
-_LETTERS = sum(1 << n for n in range(50, 56))
+# Cells of the characters beyond ASCII, in the same numbering: bits hold both, the first byte's above and the cell's.
+# PARTIAL: a token that ends within a character.
+CAPITAL, SMALL, LETTER, NUMBER, BLANK, OTHER, PARTIAL = 38, 39, 40, 41, 42, 43, 44
+CELLS = sum(1 << n for n in range(38, 45))
+BY_CELL = ~(1 << FOREIGN | 1 << SPACED)  # what is left of a set of bits where cells are asked for
+_LETTERS = sum(1 << n for n in range(50, 56)) | CELLS  # cells are not asked for in SETS
 _JOINERS, _PROSE = (sum({1 << int(BYTE_CLASS[byte]) for byte in text}) for text in (b"-_", b"-_ ./'()&+"))
 SETS = np.array(
     [
@@ -291,7 +302,7 @@ def _closure(m, state, stack, count):
         s = item >> 32
         k = item & 0xFFFFFFFF
         kind = node[s, 0]
-        fan_out = node[s, 4] if kind == NODE else 1
+        fan_out = node[s, 4] if kind == NODE else 2
         if count + 1 >= out.shape[0] or top + fan_out >= work.shape[0]:
             return _need(m, GROW_WORK, 0)
         if kind == LIT or kind == STRING:
@@ -329,6 +340,37 @@ def _closure(m, state, stack, count):
                 count += 1
             else:
                 new = (np.int64(m.stacks[k, 0]) << 32) | m.stacks[k, 1]
+                first = _first_time(m, new)
+                if first == 2:
+                    return _need(m, GROW_WORK, 0)
+                if first == 1:
+                    work[top] = new
+                    top += 1
+        elif kind == COUNT:
+            low = node[s, 3]
+            high = node[s, 4]
+            if low == 0:
+                new = (np.int64(node[s, 2]) << 32) | k
+                first = _first_time(m, new)
+                if first == 2:
+                    return _need(m, GROW_WORK, 0)
+                if first == 1:
+                    work[top] = new
+                    top += 1
+            if high != 0:
+                behind = s
+                if high == 1:
+                    behind = np.int64(node[s, 2])
+                elif low > 0 or high > 0:
+                    behind = _native_state(m, COUNT, node[s, 1], node[s, 2], max(low - 1, 0), max(high - 1, -1))
+                    if behind < 0:
+                        return NEED
+                under = k
+                if node[behind, 0] != RET:
+                    under = push_stack(m, behind, k)
+                    if under < 0:
+                        return NEED
+                new = (np.int64(node[s, 1]) << 32) | under
                 first = _first_time(m, new)
                 if first == 2:
                     return _need(m, GROW_WORK, 0)
@@ -442,7 +484,20 @@ def _intern_pairs(m, count):
     status = 0
     any_at = m.pairs_at[m.header[ANY_CONFIG]]
     any_end = m.pairs_at[m.header[ANY_CONFIG] + 1]
+    stay_set = np.int64(0)
+    stay_room = np.int64(0)
     for i in range(count):
+        stack = pairs[i] & 0xFFFFFFFF
+        if stack > 0:
+            under = m.stacks[stack, 0]
+            if m.node[under, 0] == COUNT and m.node[under, 1] == pairs[i] >> 32:
+                own = m.char_set[m.node[under, 1]]
+                room = np.int64(m.node[under, 4] + 1)  # code points to come, this one included
+                if room == 0:
+                    room = np.int64(_FAR)
+                if stay_set & ~own == 0 and (own != stay_set or room > stay_room):
+                    stay_set = own
+                    stay_room = room
         m.pairs[at + i] = pairs[i]
         if any_at < any_end and m.pairs[any_at] == pairs[i]:
             any_at += 1
@@ -465,6 +520,8 @@ def _intern_pairs(m, count):
     m.header[NUM_PAIRS] = at + count
     m.pairs_at[config + 1] = at + count
     m.status[config] = status
+    m.stay_set[config] = stay_set
+    m.stay_room[config] = stay_room
     m.distance[config] = 0 if status & ACCEPTS else -1
     table[slot] = config
     return config
@@ -1097,6 +1154,28 @@ def _within(within, byte):
 
 @no_type_check
 @compiled_in_place
+def _point(point, byte):
+    """The code point that a character's bytes up to `byte` give; `point` is that of the bytes before."""
+    if byte < 0x80:
+        return np.int64(byte)
+    if byte < 0xC0:
+        return (np.int64(point) << 6 | (byte & 0x3F)) & 0x1FFFFF
+    return np.int64(byte & (0x1F if byte < 0xE0 else (0x0F if byte < 0xF0 else 0x07)))
+
+
+@no_type_check
+@compiled_in_place
+def _cell(cells, within, point, byte):
+    """Class or cell of a character that `byte` ends; PARTIAL where it goes on; ODD where it is no text."""
+    if within < 0:
+        return np.int64(ODD)
+    if within > 0:
+        return np.int64(PARTIAL)
+    return np.int64(cells[point])
+
+
+@no_type_check
+@compiled_in_place
 def _set_of(classes):
     """The first of SETS that has all `classes`; -1: none has."""
     for which in range(SETS.shape[0]):
@@ -1331,6 +1410,61 @@ def _walk_trie(m, trie, config, begin, bitmask):
             if after[6] == 2:
                 doubts[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
                 m.header[DOUBTS] = 1
+        i += 1
+    return 0
+
+
+@no_type_check
+@compiled_in_place
+def _walk_plain(m, trie, config, begin, bitmask, covered, room):
+    """As `_walk_trie`, for a machine without JSON strings.
+
+    covered, room: `bitmask` has the tokens of up to `room` bytes whose bits are all `covered`.
+    """
+    node_byte, node_depth, node_skip, node_classes, node_tall, node_own = (
+        trie.byte, trie.depth, trie.skip, trie.classes, trie.tall, trie.own
+    )  # fmt: skip
+    tokens_at, token_ids = trie.tokens_at, trie.token_ids
+    line = m.line
+    i = np.int64(begin)
+    outside = np.int64(_FAR)  # depth of the first node on the way here that is not covered
+    if begin == 0:
+        line[0] = config
+    else:
+        outside = m.header[LEFT_AT]
+    while i < node_byte.shape[0]:
+        depth = np.int64(node_depth[i])
+        here = np.int64(line[depth])
+        if not m.status[here] & KNOWN:
+            m.header[POSITION] = i
+            m.header[LEFT_AT] = outside
+            if _ensure_row(m, here) < 0:
+                return NEED
+        cell = np.int64(node_byte[i]) - m.row_span[here, 0]
+        target = np.int64(0)
+        if 0 <= cell < m.row_span[here, 1]:
+            target = np.int64(m.cells[m.row_span[here, 2] + cell])
+        if target == 0:
+            i = np.int64(node_skip[i])
+            continue
+        line[depth + 1] = target
+        if depth <= outside:
+            outside = depth if covered >> np.int64(node_own[i]) & 1 == 0 else np.int64(_FAR)
+        below = node_classes[i]
+        following = np.int64(node_skip[i])
+        if below != 0:
+            tall = node_tall[i]
+            stays = below & BY_CELL & ~m.stay_set[target] == 0 and tall <= m.stay_room[target]
+            if stays or below & ~m.loops[target] == 0:
+                if outside != _FAR or below & BY_CELL & ~covered != 0 or depth + 1 + tall > room:
+                    for t in range(tokens_at[i], tokens_at[following]):
+                        token = token_ids[t]
+                        bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
+                i = following
+                continue
+        for t in range(tokens_at[i], tokens_at[i + 1]):
+            token = token_ids[t]
+            bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
         i += 1
     return 0
 
@@ -1593,6 +1727,13 @@ def walk_trie(handle, trie, config, begin, bitmask):
 
 @no_type_check
 @compiled_in_place
+def walk_plain(handle, trie, config, begin, bitmask, covered, room):
+    """Set in `bitmask` what `config` allows, where there are no JSON strings; see `_walk_plain`."""
+    return _walk_plain(_tables(handle), _trie(trie), config, begin, bitmask, covered, room)
+
+
+@no_type_check
+@compiled_in_place
 def walk_ends(handle, trie, config, begin, wanted, ends):
     """Write the configs behind tokens; see `_walk_ends`."""
     return _walk_ends(_tables(handle), _trie(trie), config, begin, wanted, ends)
@@ -1600,13 +1741,14 @@ def walk_ends(handle, trie, config, begin, wanted, ends):
 
 @no_type_check
 @compiled
-def build_trie(data, ends, order):
+def build_trie(data, ends, order, cells):
     """Preorder trie of byte strings sorted by `order`, no empty ones.
 
-    data: all bytes one after the other. ends: end of each string in `data`.
-    Returns (byte, depth, skip, tokens_at, token_ids, classes, tall): of each node its byte, its depth, the first node
-    behind its subtree, where its tokens begin in `token_ids`, the classes (see BYTE_CLASS, FOREIGN) of the bytes
-    below it, and how many levels are below it.
+    data: all bytes one after the other. ends: end of each string in `data`. cells: cell of each code point.
+    Returns (byte, depth, skip, tokens_at, token_ids, classes, tall, own): of each node its byte, its depth, the first
+    node behind its subtree, where its tokens begin in `token_ids`, the bits (see BYTE_CLASS, FOREIGN, CELLS) of the
+    bytes and characters below it, how many levels are below it, and its own class or cell (of a byte that does not end
+    a character, PARTIAL).
     """
     count = order.shape[0]
     total = 0
@@ -1626,6 +1768,8 @@ def build_trie(data, ends, order):
         longest = max(longest, ends[token] - (ends[token - 1] if token > 0 else 0))
     open_node = np.empty(longest + 1, np.int32)
     own_class = np.empty(total, np.int8)
+    own_cell = np.empty(total, np.int8)
+    points = np.zeros(longest + 1, np.int64)
     within = np.zeros(longest + 1, np.int32)  # at each depth, as of `_within`
     open_depth = 0
     before = 0
@@ -1649,6 +1793,8 @@ def build_trie(data, ends, order):
             tokens_at[nodes] = tokens
             open_node[depth] = nodes
             within[depth + 1] = _within(within[depth], byte)
+            points[depth + 1] = _point(points[depth], byte)
+            own_cell[nodes] = _cell(cells, within[depth + 1], points[depth + 1], byte)
             if within[depth + 1] < 0:
                 own_class[nodes] = ODD
             elif within[depth] == 0:
@@ -1671,6 +1817,8 @@ def build_trie(data, ends, order):
         child = i + 1
         while child < node_skip[i]:
             node_classes[i] |= node_classes[child] | np.int64(1) << np.int64(own_class[child])
+            if own_cell[child] != PARTIAL or tokens_at[child + 1] > tokens_at[child]:
+                node_classes[i] |= np.int64(1) << np.int64(own_cell[child])
             node_tall[i] = max(node_tall[i], node_tall[child] + 1)
             child = node_skip[child]
     return (
@@ -1681,7 +1829,49 @@ def build_trie(data, ends, order):
         token_ids[:tokens].copy(),
         node_classes,
         node_tall,
+        own_cell[:nodes].copy(),
     )
+
+
+@no_type_check
+@compiled
+def token_sets(data, ends, cells):
+    """Bits of the characters of each token (int64; FOREIGN and SPACED left out), and how many it begins (int32)."""
+    sets = np.zeros(ends.shape[0], np.int64)
+    chars = np.zeros(ends.shape[0], np.int32)
+    for token in range(ends.shape[0]):
+        within = np.int64(0)
+        point = np.int64(0)
+        cell = np.int64(0)
+        for i in range(ends[token - 1] if token > 0 else 0, ends[token]):
+            byte = np.int64(data[i])
+            if within == 0:
+                chars[token] += 1
+            within = np.int64(_within(within, byte))
+            point = _point(point, byte)
+            cell = _cell(cells, within, point, byte)
+            if cell != PARTIAL:
+                sets[token] |= np.int64(1) << cell
+        if cell == PARTIAL:
+            sets[token] |= np.int64(1) << PARTIAL
+    return sets, chars
+
+
+@no_type_check
+@compiled
+def union_of_sets(sets, wanted, masks, group_at, token_ids, out):
+    """Set in `out` the tokens of every group whose bits are all `wanted`.
+
+    sets: bits of each group. masks: words of the first groups' tokens. group_at, token_ids: those of the groups behind.
+    """
+    for group in range(sets.shape[0]):
+        if sets[group] & ~wanted == 0:
+            if group < masks.shape[0]:
+                for word in range(out.shape[0]):
+                    out[word] |= masks[group, word]
+            else:
+                for i in range(group_at[group], group_at[group + 1]):
+                    out[token_ids[i] >> 5] |= np.uint32(1) << np.uint32(token_ids[i] & 31)
 
 
 @no_type_check

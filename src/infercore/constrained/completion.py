@@ -135,6 +135,13 @@ class Completions:
         if kind == c.CALL:
             text = self.of_state(a)
             return [] if text is None else [(text, b)]
+        if kind == c.COUNT:
+            low, high = free_at, num_free
+            moves = [(b"", b)] if low == 0 else []
+            text = self.of_state(a) if high else None
+            if text is not None and (low > 0 or high > 0):
+                moves.append((text, machine.count(a, b, max(low - 1, 0), None if high < 0 else high - 1)))
+            return moves
         if kind == c.STRING:
             return self._string_moves(state)
         return []

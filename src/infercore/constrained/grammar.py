@@ -12,6 +12,7 @@ from torch import Tensor
 from infercore.constrained import _compiled as c
 from infercore.constrained.bitmask import words_of
 from infercore.constrained.budget import Budgets
+from infercore.constrained.groups import WORDS
 from infercore.constrained.limits import Limits
 from infercore.constrained.machine import Machine
 from infercore.constrained.vocabulary import Vocabulary
@@ -25,6 +26,7 @@ _RECORDED = 1 << 40  # states above: a config, and the bytes of the undeclared k
 
 
 _TRIED = 2000  # tokens that are tried one by one
+_FEW = 200  # the same beside a walk without JSON strings, which takes some 100 µs
 
 _KINDS = ("regex", "choices", "json_schema", "tool_calls")
 
@@ -96,6 +98,7 @@ class Grammar:
         self._text_masks: dict[tuple[int, bool], tuple[npt.NDArray[np.uint32], int]] = {}
         self._walked: list[tuple[int, npt.NDArray[np.uint32], npt.NDArray[np.int64]]] = []  # the last walks for bodies
         self._no_spec = self._far_spec = -1
+        self._within: dict[int, tuple[npt.NDArray[np.uint32], int]] = {}  # by bits: tokens wholly of these characters
         self._max_masks = max(machine.limits.max_mask_bytes // (4 * vocabulary.num_words), 4)
         self._next: dict[tuple[int, int], int] = {}
         self._recorded: list[tuple[int, bytes]] = []
@@ -288,6 +291,8 @@ class Grammar:
         """The mask of a config, and the tokens in it that only the text so far can decide."""
         vocabulary, machine = self.vocabulary, self.machine
         header, status = machine.tables.header, int(machine.tables.status[config])
+        if machine.is_plain:
+            return self._plain_mask(config), None
         header[c.DOUBTS] = 0
         string = machine.string_at(config)
         trie = vocabulary.closing_trie
@@ -309,6 +314,30 @@ class Grammar:
         doubts = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
         words[:] = 0
         return mask, doubts
+
+    def _plain_mask(self, config: int) -> npt.NDArray[np.uint32]:
+        """The mask of a config of a machine without JSON strings."""
+        vocabulary, machine = self.vocabulary, self.machine
+        covered, room = int(machine.tables.stay_set[config]), int(machine.tables.stay_room[config])
+        known = self._within.get(covered)
+        if known is None:
+            known = self._within[covered] = (vocabulary.groups.within(covered), vocabulary.groups.longest(covered))
+        inside, longest = known
+        if room >= longest:
+            mask = inside.copy()
+        elif covered & WORDS == WORDS or machine.is_last_count(config):
+            mask = inside & vocabulary.groups.up_to(room)
+        else:  # so few that a walk finds them as fast
+            mask, covered = np.zeros(vocabulary.num_words, np.uint32), 0
+        if not covered or not machine.is_last_count(config):
+            rest = vocabulary.groups.between(covered, machine.alphabet, _FEW) if room >= longest and covered else None
+            if rest is None:
+                machine.walk_plain(vocabulary.trie, config, mask, covered, room)
+            elif len(rest):
+                machine.try_tokens(vocabulary.data, vocabulary.ends, rest, config, mask)
+        if machine.accepts(config):
+            mask |= vocabulary.eos_mask
+        return mask
 
     def _body_mask(self, config: int, spec: int, text: int, count: int) -> npt.NDArray[np.uint32] | None:
         """Mask of the tokens that continue a JSON string; None where it must be walked for."""

@@ -4,15 +4,19 @@ import json
 
 from infercore.constrained.grammar import GrammarSpec
 from infercore.constrained.machine import Machine
-from infercore.constrained.regex import RegexStates, full_match
+from infercore.constrained.regex import RegexStates, alphabet, full_match
 from infercore.constrained.schema import lower_schema
 
 
 def lower(spec: GrammarSpec, machine: Machine) -> int:
     """State that reads what `spec` describes and then returns."""
     if spec.kind == "regex":
-        return RegexStates(machine).state(full_match(spec.source), machine.ret())
+        machine.is_plain = True
+        node = full_match(spec.source)
+        machine.alphabet = alphabet(node)
+        return RegexStates(machine).state(node, machine.ret())
     if spec.kind == "choices":
+        machine.is_plain = True
         end = machine.ret()
         return machine.node(free=[machine.literal(text.encode(), end) for text in json.loads(spec.source)])
     if spec.kind == "json_schema":

@@ -30,6 +30,7 @@ class Tables(NamedTuple):
     node: npt.NDArray[np.int32]
     native_key: npt.NDArray[np.int32]
     native_hash: npt.NDArray[np.int32]
+    char_set: npt.NDArray[np.int64]
     pending: npt.NDArray[np.uint8]
     edges: npt.NDArray[np.int32]
     free: npt.NDArray[np.int32]
@@ -41,6 +42,8 @@ class Tables(NamedTuple):
     wanted: npt.NDArray[np.int32]
     row_work: npt.NDArray[np.int32]
     status: npt.NDArray[np.uint8]
+    stay_set: npt.NDArray[np.int64]
+    stay_room: npt.NDArray[np.int32]
     loops: npt.NDArray[np.int64]
     used: npt.NDArray[np.int64]
     twin: npt.NDArray[np.int32]
@@ -55,6 +58,7 @@ class Tables(NamedTuple):
     seen_stamp: npt.NDArray[np.int64]
     marks: npt.NDArray[np.uint8]
     stand: npt.NDArray[np.int32]
+    line: npt.NDArray[np.int32]
     path: npt.NDArray[np.int32]
     alive: npt.NDArray[np.uint8]
     alive_walk: npt.NDArray[np.int64]
@@ -62,6 +66,23 @@ class Tables(NamedTuple):
     queue: npt.NDArray[np.int32]
     near: npt.NDArray[np.int32]
     doubts: npt.NDArray[np.uint32]
+
+
+class StateBlock(NamedTuple):
+    """States with byte edges alone, ready to be copied into machines."""
+
+    nodes: npt.NDArray[np.int32]  # as in `Tables`, edges counted from 0
+    edges: npt.NDArray[np.int32]  # first byte, last byte, target counted from 0
+    leaving: npt.NDArray[np.int64]  # the edges that lead out of the block
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[tuple[int, int, int]]]) -> "StateBlock":
+        """The states with these edges (first, last, target); target -1 is behind the block."""
+        edges = np.array([edge for row in rows for edge in row], np.int32).reshape(-1, 3)
+        sizes = np.array([len(row) for row in rows], np.int32)
+        nodes = np.zeros((len(rows), 5), np.int32)
+        nodes[:, 0], nodes[:, 1], nodes[:, 2] = c.NODE, np.cumsum(sizes) - sizes, sizes
+        return cls(nodes, edges, np.flatnonzero(edges[:, 2] < 0))
 
 
 class Machine:
@@ -78,9 +99,12 @@ class Machine:
         self.key_done: dict[int, Callable[[int, int], None]] = {}  # string spec -> expander (state, text config)
         self.wanted_keys: dict[int, Callable[[], list[str]]] = {}  # string spec of a key -> keys to complete an object
         self.pending_keys: dict[int, Callable[[bytes], int]] = {}  # state behind a key or item -> by text, the state
-        # loops over any text, behind which what must follow can always still come: state at a character -> loop
-        self.any_loops: dict[int, int] = {}
+        # COUNT states that read any text, behind which what must follow can always still come
+        self.any_loops: set[int] = set()
         self._num_served = 0
+        self.exact_sets: set[int] = set()  # states whose `char_set` is all that they read
+        self.is_plain = False  # no JSON strings, now or later
+        self.alphabet = -1  # bits of characters that the output can have, see `charsets`
         self.records_all = False  # outputs remember their whole text, not only undeclared keys
         self.num_edges = self.num_free = self.num_specs = 0
         self._free_lists: dict[tuple[int, ...], int] = {}
@@ -89,6 +113,7 @@ class Machine:
             node=np.zeros((1024, 5), np.int32),
             native_key=np.full((1024, 5), -1, np.int32),
             native_hash=np.full(2048, -1, np.int32),
+            char_set=np.zeros(1024, np.int64),
             pending=np.zeros(1024, np.uint8),
             edges=np.zeros((512, 3), np.int32),
             free=np.zeros(1024, np.int32),
@@ -100,6 +125,8 @@ class Machine:
             wanted=np.zeros(64, np.int32),
             row_work=np.zeros(256, np.int32),
             status=np.zeros(256, np.uint8),
+            stay_set=np.zeros(256, np.int64),
+            stay_room=np.zeros(256, np.int32),
             loops=np.zeros(256, np.int64),
             used=np.zeros(256, np.int64),
             twin=np.zeros(256, np.int32),
@@ -114,6 +141,7 @@ class Machine:
             seen_stamp=np.zeros(2048, np.int64),
             marks=np.zeros(257, np.uint8),
             stand=np.zeros((2, 7), np.int32),
+            line=np.zeros(2, np.int32),
             path=np.zeros((2, 7), np.int32),
             alive=np.zeros((256, 10), np.uint8),
             alive_walk=np.zeros((256, 5), np.int64),
@@ -133,7 +161,11 @@ class Machine:
 
     def use_vocabulary(self, max_token_size: int, num_words: int) -> None:
         """Make room for walks over a vocabulary's tries."""
-        self._replace(path=np.zeros((max_token_size + 2, 7), np.int32), doubts=np.zeros(num_words, np.uint32))
+        self._replace(
+            line=np.zeros(max_token_size + 2, np.int32),
+            path=np.zeros((max_token_size + 2, 7), np.int32),
+            doubts=np.zeros(num_words, np.uint32),
+        )
 
     # Building states -------------------------------------------------------------------------------------------------
 
@@ -235,6 +267,31 @@ class Machine:
         state = self.new_states(1)
         self.tables.node[state] = (c.CALL, entry, then, 0, 0)
         return state
+
+    def count(self, entry: int, then: int, low: int, high: int | None) -> int:
+        """A state that runs what starts at `entry` `low` to `high` times (None: without bound), then goes on at `then`.
+
+        What is run must read something before it returns.
+        """
+        most = -1 if high is None else min(high, 2**31 - 2)
+        least = min(low, 2**31 - 2)
+        return self._run(lambda: int(c.native_state(self._handle, c.COUNT, entry, then, least, most)))
+
+    def add_block(self, block: StateBlock, then: int) -> int:
+        """First of new states that are those of `block`, which lead to state `then`."""
+        first = self.new_states(len(block.nodes))
+        at, end = self.num_edges, self.num_edges + len(block.edges)
+        if end > self.tables.edges.shape[0]:
+            self._replace(edges=_longer(self.tables.edges, end))
+        edges = self.tables.edges[at:end]
+        edges[:] = block.edges
+        edges[:, 2] += first
+        edges[block.leaving, 2] = then
+        self.num_edges = end
+        node = self.tables.node[first : first + len(block.nodes)]
+        node[:] = block.nodes
+        node[:, 1] += at
+        return first
 
     def ret(self, label: int = 0) -> int:
         """A state that returns to the caller; on an empty stack the config accepts, with `label`."""
@@ -379,6 +436,18 @@ class Machine:
             deadline = self.serve(deadline)
         return after, int(header[c.POSITION])
 
+    def walk_plain(
+        self, trie: Trie, config: int, bitmask: npt.NDArray[np.uint32], covered: int = 0, room: int = 0
+    ) -> None:
+        """As `walk`, for a machine without JSON strings.
+
+        covered, room: `bitmask` has the tokens of up to `room` bytes whose bits are all `covered`, see `charsets`.
+        """
+        begin, deadline = 0, 0.0
+        while c.walk_plain(self._handle, trie.handle, config, begin, bitmask, covered, room) == c.NEED:
+            begin = int(self.tables.header[c.POSITION])
+            deadline = self.serve(deadline)
+
     def walk(self, trie: Trie, config: int, bitmask: npt.NDArray[np.uint32]) -> None:
         """Set in `bitmask` what `config` allows of `trie`; see `_compiled.walk_trie`."""
         begin, deadline = 0, 0.0
@@ -455,7 +524,32 @@ class Machine:
 
     def any_loop(self, config: int) -> int:
         """The loop of `any_loops` that text config `config` is in, between two characters; -1: none."""
-        return next((self.any_loops[state] for state, _ in self.pairs(config) if state in self.any_loops), -1)
+        if not self.any_loops:
+            return -1
+        stacks, node = self.tables.stacks, self.tables.node
+        for state, stack in self.pairs(config):
+            under = int(stacks[stack, 0])
+            if under in self.any_loops and node[under, 1] == state:
+                return under
+        return -1
+
+    def is_last_count(self, config: int) -> bool:
+        """Whether all that may follow is what `stay_set` says, `stay_room` times at most, and the end."""
+        node, stacks = self.tables.node, self.tables.stacks
+        for state, stack in self.pairs(config):
+            under, below = stacks[stack, :2].tolist()
+            if stack == 0:
+                if node[state, 0] != c.RET:
+                    return False
+            elif (
+                below
+                or state not in self.exact_sets
+                or node[under, 0] != c.COUNT
+                or node[under, 1] != state
+                or node[node[under, 2], 0] != c.RET
+            ):
+                return False
+        return True
 
     def string_at(self, config: int) -> tuple[int, int, int] | None:
         """(spec, text config, code points) of a config inside one JSON string, not inside an escape."""
@@ -575,6 +669,7 @@ class Machine:
             node=_longer(tables.node, size),
             native_key=_longer(tables.native_key, size, fill=-1),
             native_hash=np.full(2 * size, -1, np.int32),
+            char_set=_longer(tables.char_set, size),
             pending=_longer(tables.pending, size),
         )
         c.rehash(self._handle, _NONE, self.tables.native_hash, _NONE)
@@ -590,6 +685,8 @@ class Machine:
         self._replace(
             row_span=_longer(tables.row_span, size),
             status=_longer(tables.status, size),
+            stay_set=_longer(tables.stay_set, size),
+            stay_room=_longer(tables.stay_room, size),
             loops=_longer(tables.loops, size),
             used=_longer(tables.used, size),
             twin=_longer(tables.twin, size),

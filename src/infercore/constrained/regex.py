@@ -6,8 +6,10 @@ Source: V. Antimirov, "Partial derivatives of regular expressions", TCS 155 (199
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
-from infercore.constrained.machine import Machine
+from infercore.constrained.charsets import char_set
+from infercore.constrained.machine import Machine, StateBlock
 from infercore.constrained.regex_syntax import (
     ALL,
     EMPTY,
@@ -18,10 +20,11 @@ from infercore.constrained.regex_syntax import (
     Concat,
     Look,
     Node,
+    Ranges,
     Repeat,
     parse,
 )
-from infercore.constrained.utf8 import byte_sequences
+from infercore.constrained.utf8 import ByteSequence, byte_sequences
 from infercore.errors import RegexSyntaxError
 
 ANY_TEXT = Repeat(Chars(ALL), 0, None)
@@ -34,6 +37,7 @@ class RegexStates:
         self.machine = machine
         self._states: dict[tuple[int, int], int] = {}
         self._keep: list[Node] = []  # so that an id in `_states` stays unique
+        self._end = -1  # where what is counted returns
 
     def state(self, node: Node, then: int) -> int:
         """State from which the text of `node` leads to state `then`."""
@@ -49,43 +53,52 @@ class RegexStates:
         if isinstance(node, Chars):
             return self._chars(node, then)
         if isinstance(node, Concat):
-            for part in reversed(node.parts):
-                then = self.state(part, then)
-            return then
+            return self._concat(node, then)
         if isinstance(node, Alternate):
             return machine.stub(lambda s: machine.define(s, free=[self.state(option, then) for option in node.options]))
         if isinstance(node, Repeat):
-            return machine.stub(self._repeat(node, then))
+            return self._counted(node, then)
         raise AssertionError(f"{node} should have been resolved before")
 
+    def _concat(self, node: Concat, then: int) -> int:
+        """One part after the other; bytes that stand for themselves are one literal."""
+        text = b""
+        for part in reversed(node.parts):
+            if isinstance(part, Chars) and len(part.ranges) == 1 and part.ranges[0][0] == part.ranges[0][1]:
+                text = chr(part.ranges[0][0]).encode() + text
+                continue
+            then = self.state(part, self.machine.literal(text, then))
+            text = b""
+        return self.machine.literal(text, then)
+
     def _chars(self, node: Chars, then: int) -> int:
-        machine = self.machine
-        sequences = byte_sequences(node.ranges)
-        if not sequences:
-            return machine.node()
-        if len(sequences) > 12 and then != 0:
-            # a large class is built once and called, so that it costs one state per use
-            return machine.call(self.state(node, 0), then)
+        block = _automaton(node.ranges)
+        if not len(block.nodes):
+            return self.machine.node()
+        if len(block.nodes) > 1 and then != 0:
+            # a class beyond ASCII is built once and called, so that it costs one state per use
+            return self.machine.call(self.state(node, 0), then)
         if then == 0:
-            then = machine.ret()
-        return self._sequences(list(sequences), then)
+            state = self.machine.add_block(block, self.machine.ret())
+            bits = char_set(node.ranges)
+            self.machine.tables.char_set[state] = _signed(bits.covered)
+            if bits.covered == bits.touched:
+                self.machine.exact_sets.add(state)
+            return state
+        return self.machine.node([(first, last, then) for first, last, _ in block.edges.tolist()])
 
-    def _sequences(self, sequences: list[tuple[tuple[int, int], ...]], then: int) -> int:
-        """A trie over the byte ranges, equal tails shared."""
-        machine = self.machine
-        shared: dict[tuple[tuple[tuple[int, int], ...], ...], int] = {}
-
-        def build(tails: tuple[tuple[tuple[int, int], ...], ...]) -> int:
-            if tails == ((),):
-                return then
-            if tails not in shared:
-                groups: dict[tuple[int, int], list[tuple[tuple[int, int], ...]]] = {}
-                for tail in tails:
-                    groups.setdefault(tail[0], []).append(tail[1:])
-                shared[tails] = machine.node([(*first, build(tuple(rest))) for first, rest in groups.items()])
-            return shared[tails]
-
-        return build(tuple(sequences))
+    def _counted(self, node: Repeat, then: int) -> int:
+        if node.high == 0:
+            return then
+        if nullable(node.part):  # may be left without a byte: then counts are states
+            return self.machine.stub(self._repeat(node, then))
+        if isinstance(node.part, Chars):
+            entry = self.state(node.part, 0)
+        else:
+            if self._end < 0:
+                self._end = self.machine.ret()
+            entry = self.state(node.part, self._end)
+        return self.machine.count(entry, then, node.low, node.high)
 
     def _repeat(self, node: Repeat, then: int) -> Callable[[int], None]:
         def expand(state: int) -> None:
@@ -111,6 +124,46 @@ class RegexStates:
     @property
     def _repeats(self) -> dict[tuple[int, int, int | None, int], int]:
         return self.__dict__.setdefault("_repeat_states", {})  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=512)
+def _automaton(ranges: Ranges) -> StateBlock:
+    """The states that read one of these characters, the first of them first; none where there are no characters.
+
+    A trie over the byte ranges, equal tails shared.
+    """
+    rows: list[list[tuple[int, int, int]]] = []
+    shared: dict[tuple[ByteSequence, ...], int] = {((),): -1}
+
+    def build(tails: tuple[ByteSequence, ...]) -> int:
+        if tails not in shared:
+            index = shared[tails] = len(rows)
+            rows.append([])
+            groups: dict[tuple[int, int], list[ByteSequence]] = {}
+            for tail in tails:
+                groups.setdefault(tail[0], []).append(tail[1:])
+            rows[index] = [(*first, build(tuple(rest))) for first, rest in groups.items()]
+        return shared[tails]
+
+    sequences = byte_sequences(ranges)
+    if sequences:
+        build(sequences)
+    return StateBlock.of(rows)
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+def alphabet(node: Node) -> int:
+    """Bits of every character that a resolved tree can read, see `charsets`."""
+    if isinstance(node, Chars):
+        return char_set(node.ranges).touched
+    bits = 0
+    if isinstance(node, Concat | Alternate):
+        for part in node.parts if isinstance(node, Concat) else node.options:
+            bits |= alphabet(part)
+    return alphabet(node.part) if isinstance(node, Repeat) else bits
 
 
 def full_match(pattern: str, *, ecma: bool = False) -> Node:

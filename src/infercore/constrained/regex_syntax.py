@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+import numpy as np
+
+from infercore.constrained.charsets import categories, ranges_where
 from infercore.errors import RegexSyntaxError
 
 Ranges = tuple[tuple[int, int], ...]
@@ -104,6 +107,8 @@ class _Parser:
         options = [self.concat()]
         while self.take("|"):
             options.append(self.concat())
+        if len(options) > 1 and all(isinstance(option, Chars) for option in options):
+            return chars(merge([span for option in options if isinstance(option, Chars) for span in option.ranges]))
         return options[0] if len(options) == 1 else Alternate(tuple(options))
 
     def concat(self) -> Node:
@@ -154,8 +159,8 @@ class _Parser:
             return self.fold(self.char_class(begin))
         if character == ".":
             if self.dot_all:
-                return Chars(ALL)
-            return Chars(_without(ALL, ((10, 10), (13, 13), (0x2028, 0x2029)) if self.ecma else ((10, 10),)))
+                return chars(ALL)
+            return chars(_without(ALL, ((10, 10), (13, 13), (0x2028, 0x2029)) if self.ecma else ((10, 10),)))
         if character == "^":
             if self.multiline:
                 return Alternate((Anchor("start"), Look(Chars(((10, 10),)), behind=True, negative=False)))
@@ -337,11 +342,22 @@ class _Parser:
         return self.class_escape(begin)
 
     def fold(self, ranges: Ranges) -> Chars:
-        return Chars(self.fold_ranges(ranges))
+        return chars(self.fold_ranges(ranges))
 
     def fold_ranges(self, ranges: Ranges) -> Ranges:
-        ranges = _without(merge(list(ranges)), ((0xD800, 0xDFFF),))
+        ranges = _ordered(ranges)
         return _other_cases(ranges, self.ascii) if self.ignore_case else ranges
+
+
+@lru_cache(maxsize=1024)
+def _ordered(ranges: Ranges) -> Ranges:
+    return _without(merge(list(ranges)), ((0xD800, 0xDFFF),))
+
+
+@lru_cache(maxsize=1024)
+def chars(ranges: Ranges) -> Chars:
+    """The same node for the same ranges, so that states can be shared."""
+    return Chars(ranges)
 
 
 def _repeated(node: Node, low: int, high: int | None) -> Node:
@@ -415,20 +431,18 @@ def _named_class(letter: str, *, ascii_only: bool, ecma: bool) -> Ranges:
             "w": ((48, 57), (65, 90), (95, 95), (97, 122)),
             "s": ((9, 13), (32, 32)),
         }[letter]
-    tests: dict[str, Callable[[str], bool]] = {"d": str.isdecimal, "s": str.isspace, "w": _is_word}
-    test = tests[letter]
-    return _points_where(lambda point: test(chr(point)))
+    if letter == "s":
+        return _points_where(lambda point: point <= 0x3000 and chr(point).isspace(), 0x3000)
+    if letter == "d":
+        return _property("Nd")
+    return merge([*_property("L"), *_property("N"), (95, 95)])
 
 
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
-
-
-def _points_where(test: Callable[[int], bool]) -> Ranges:
+def _points_where(test: Callable[[int], bool], last: int = LAST) -> Ranges:
     result = []
     start = -1
-    for point in range(LAST + 2):
-        inside = point <= LAST and not 0xD800 <= point <= 0xDFFF and test(point)
+    for point in range(last + 2):
+        inside = point <= last and not 0xD800 <= point <= 0xDFFF and test(point)
         if inside and start < 0:
             start = point
         elif not inside and start >= 0:
@@ -447,9 +461,10 @@ def _property(name: str) -> Ranges:
     if name in ("ASCII", "ascii"):
         return ((0, 127),)
     if name.lower() in ("alphabetic", "alpha"):
-        return _points_where(lambda point: chr(point).isalpha())
+        return _property("L")
     if category in _CATEGORIES:
-        return _points_where(lambda point: unicodedata.category(chr(point)).startswith(category))
+        table, names = categories()
+        return ranges_where(np.array([name.startswith(category) for name in names])[table])
     script = name.upper()
     if script in _SCRIPTS:
         return _points_where(lambda point: unicodedata.name(chr(point), "").startswith(_SCRIPTS[script]))
@@ -470,6 +485,9 @@ _SCRIPTS: dict[str, str | tuple[str, ...]] = {
     "THAI": "THAI",
     "DEVANAGARI": "DEVANAGARI",
 }  # fmt: skip
+
+
+_CASED = frozenset({"Lu", "Ll", "Lt", "Lm", "Mn", "Nl", "So"})  # what has another case is among these
 
 
 @lru_cache(maxsize=256)
@@ -496,7 +514,8 @@ def _other_cases(ranges: Ranges, ascii_only: bool) -> Ranges:
 def _case_families() -> dict[int, tuple[int, ...]]:
     """Code points that `re` takes for the same letter: those with one lower-case form, joined by simple upper case."""
     families: dict[int, set[int]] = {}
-    for point in range(LAST + 1):
+    table, names = categories()
+    for point in np.flatnonzero(np.array([name in _CASED for name in names])[table[:0x20000]]).tolist():
         character = chr(point)
         lower = character.lower()
         if len(lower) != 1:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from infercore._jit import Directory
 from infercore.constrained import _compiled as c
+from infercore.constrained.charsets import cells
 
 
 class TrieArrays(NamedTuple):
@@ -17,8 +18,9 @@ class TrieArrays(NamedTuple):
     skip: npt.NDArray[np.int32]  # first node behind a node's subtree
     tokens_at: npt.NDArray[np.int32]  # where a node's tokens begin in `token_ids`
     token_ids: npt.NDArray[np.int32]
-    classes: npt.NDArray[np.int64]  # classes of the bytes below a node, see `_compiled.BYTE_CLASS`
+    classes: npt.NDArray[np.int64]  # classes of the bytes below a node, see `_compiled.BYTE_CLASS`, and cells
     tall: npt.NDArray[np.int16]  # levels below a node
+    own: npt.NDArray[np.int8]  # class or cell of a node's own byte or character
 
 
 class Trie:
@@ -37,4 +39,4 @@ class Trie:
     @classmethod
     def build(cls, data: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64], order: npt.NDArray[np.int32]) -> "Trie":
         """Trie of the byte strings that end at `ends` in `data`, those in `order`, which must be sorted."""
-        return cls(TrieArrays(*c.build_trie(data, ends, order)))
+        return cls(TrieArrays(*c.build_trie(data, ends, order, cells())))

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infercore.constrained import _compiled as c
+from infercore.constrained.charsets import cells
+from infercore.constrained.groups import TokenGroups
 from infercore.constrained.trie import Trie, TrieArrays
 
 
@@ -156,11 +158,16 @@ class Vocabulary:
         longest = int(self.body_length.max(initial=0))
         return [self._mask_of((self.body_length >= 0) & (self.body_length <= n)) for n in range(longest + 1)]
 
+    @cached_property
+    def groups(self) -> TokenGroups:
+        """The tokens by the characters they are made of."""
+        return TokenGroups(self.data, self.ends, self.num_words)
+
     def _suffixes(self, suffixes: list[tuple[bytes, int]]) -> Trie:
         data = np.frombuffer(b"".join(s for s, _ in suffixes), np.uint8)
         ends = np.cumsum([len(s) for s, _ in suffixes], dtype=np.int64)
         order = np.array(sorted(range(len(suffixes)), key=lambda j: suffixes[j][0]), np.int32)
-        arrays = TrieArrays(*c.build_trie(data, ends, order))
+        arrays = TrieArrays(*c.build_trie(data, ends, order, cells()))
         token_ids = np.array([i for _, i in suffixes], np.int32)
         return Trie(arrays._replace(token_ids=token_ids[arrays.token_ids]))
 

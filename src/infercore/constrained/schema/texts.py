@@ -56,8 +56,7 @@ class Texts:
                 and option.parts[0] is ANY_TEXT
                 and not matches_nothing(option)
             ):
-                loop = self.regexes.state(option, then)
-                self.machine.any_loops[self.regexes.state(ANY_TEXT.part, loop)] = loop
+                self.machine.any_loops.add(self.regexes.state(option, then))
         return self.regexes.state(node, then)
 
     def pattern(self, pattern: str) -> int:
