@@ -107,7 +107,20 @@ def verify_tree(capability: int):
     return (compile_kernel(_module("verify_tree")._verify_tree_kernel, capability, types, {"BLOCK": 128}),)
 
 
+def linear_group(capability: int):
+    types = dict.fromkeys(("x_ptr", "w0_ptr", "w1_ptr", "w2_ptr", "y0_ptr", "y1_ptr", "y2_ptr"), "*bf16")
+    kernel, configs = _module("linear_group")._linear_group_kernel, _module("linear_group")._CONFIGS
+    return tuple(
+        compile_kernel(
+            kernel, capability, types, {"ROWS": rows, "OUTPUTS": outputs, "STEP": step, "IS_WHOLE": rows == 16},
+            num_stages=stages, num_warps=warps,
+        )
+        for rows, (outputs, step, stages, warps) in configs.items()
+    )  # fmt: skip
+
+
 KERNELS = {
+    "linear_group": linear_group,
     "verify_tree": verify_tree,
     "write_kv": write_kv,
     "move_kv": move_kv,

@@ -7,7 +7,15 @@ import pytest
 import torch
 from attention_problems import FEATURES, TOLERANCE
 
-from infercore.kernels import apply_token_bitmask_, move_kv, prepare, tree_attention, verify_tree, write_kv
+from infercore.kernels import (
+    apply_token_bitmask_,
+    linear_group,
+    move_kv,
+    prepare,
+    tree_attention,
+    verify_tree,
+    write_kv,
+)
 
 pytestmark = pytest.mark.gpu
 RAGGED = [(70, 1, 0), (0, 5, 0), (16, 0, 0), (40, 3, 9), (15, 1, 33), (0, 10, 0), (300, 1, 3)]
@@ -119,6 +127,18 @@ def test_kv_is_written_and_moved_bit_for_bit():
         move_kv(k_pages, v_pages, torch.tensor([7, 130]).cuda(), torch.tensor([130, 9]).cuda(), impl=impl)
     for ours, theirs in zip(*pools, strict=True):
         assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 7, 16, 32, 64])
+def test_grouped_products_equal_float64(num_rows, dtype):
+    x = torch.randn(num_rows, 1088, device="cuda").to(dtype)
+    weights = [torch.randn(n, 1088, device="cuda").to(dtype) for n in (1024, 130, 7)]
+    for count in (1, 2, 3):
+        for y, w in zip(linear_group(x, weights[:count], impl="triton"), weights, strict=False):
+            truth = x.double() @ w.double().T
+            error = (y.double() - truth).abs().max()
+            assert error <= TOLERANCE[dtype] * truth.abs().max()
 
 
 def test_bans_and_accepted_paths_equal_the_reference():

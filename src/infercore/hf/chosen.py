@@ -28,7 +28,8 @@ class ChosenTokens:
     def __init__(self, tokens: Int64[Tensor, " max_rows"]) -> None:
         self.tokens = tokens
         on_gpu = tokens.device.type == "cuda"
-        self._outcome = torch.zeros((2, len(tokens)), dtype=torch.float64, pin_memory=on_gpu)
+        self._outcome = torch.zeros(2 * len(tokens), dtype=torch.float64, pin_memory=on_gpu)
+        self._count = 0
         self._is_read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         self._bitmask: Tensor | None = None
 
@@ -50,9 +51,10 @@ class ChosenTokens:
         if any(turn.samples and turn.state.grammar is not None for turn in turns):
             apply_token_bitmask_(logits, self._masks(turns, logits))
         best, ids = logits.max(-1)
-        count = len(ids)
-        self.tokens[:count] = ids
-        self._outcome[:, :count].copy_(torch.stack((best.double(), ids.double())), non_blocking=True)
+        self._count = len(ids)
+        self.tokens[: self._count] = ids
+        both = torch.cat((best.double(), ids.double()))  # one copy into one piece of memory, else the host waits for it
+        self._outcome[: len(both)].copy_(both, non_blocking=True)
         if self._is_read is not None:
             self._is_read.record()
 
@@ -60,7 +62,7 @@ class ChosenTokens:
         """What `launch` chose for these turns, once it is there: as `choose` gives it."""
         if self._is_read is not None:
             self._is_read.synchronize()
-        best, ids = self._outcome.numpy()
+        best, ids = self._outcome[: 2 * self._count].view(2, self._count).numpy()
         outcomes: list[Verdict | Exception | None] = []
         for turn in turns:
             rows = slice(turn.first_row + turn.num_known, turn.first_row + turn.num_rows)

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from infercore.hf.fused_products import GroupProducts
+from infercore.kernels import linear_group
 
 
 class FusedLayers:
@@ -21,12 +24,16 @@ class FusedLayers:
     to the model's dtype there.
 
     Args:
-        backend: of torch.compile.
+        backend: of torch.compile. With torch's own, products of one input go into one launch (`fused_products.py`).
     """
 
     def __init__(self, model: nn.Module, *, backend: str = "inductor") -> None:
         self._layers = repeated_layers(model)
+        self._head = _plain_head(model)
         self._backend = backend
+        self._options: dict[str, Any] | None = (
+            {"post_grad_custom_pre_pass": GroupProducts()} if backend == "inductor" else None
+        )
         self._compiled: dict[type, Callable[..., Any]] = {}
 
     @property
@@ -40,12 +47,29 @@ class FusedLayers:
             for layer in self._layers:
                 kind = type(layer)
                 if kind not in self._compiled:
-                    self._compiled[kind] = torch.compile(kind.forward, dynamic=True, backend=self._backend)
+                    self._compiled[kind] = torch.compile(
+                        kind.forward, dynamic=True, backend=self._backend, options=self._options
+                    )
                 layer.__dict__["forward"] = types.MethodType(self._compiled[kind], layer)
+            if self._head is not None:
+                self._head.__dict__["forward"] = types.MethodType(_product, self._head)
             yield
         finally:
             for layer in self._layers:
                 layer.__dict__.pop("forward", None)
+            if self._head is not None:
+                self._head.__dict__.pop("forward", None)
+
+
+def _plain_head(model: Any) -> nn.Linear | None:
+    """The output embeddings, where they are a product and nothing else."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return head if type(head) is nn.Linear and head.bias is None and "forward" not in head.__dict__ else None
+
+
+def _product(head: nn.Linear, x: Tensor) -> Tensor:
+    (y,) = linear_group(x.reshape(-1, x.shape[-1]), [head.weight])
+    return y.view(*x.shape[:-1], -1)
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:

@@ -11,12 +11,13 @@ They take plain tensors and know nothing of caches, engines or models.
 
 Every op is a folder: `__init__.py` holds the contract and its checks, `reference.py` the specification in plain torch,
 `triton.py` the GPU kernel (imported only when it is used), `cpu.py` a faster CPU path where it matters. In reading
-order: `write_kv`, `move_kv`, `token_bitmask`, `verify_tree`, `linear`, `tree_attention`, `paged_prefill`; `impl.py`
-says what `impl="auto"` picks.
+order: `write_kv`, `move_kv`, `token_bitmask`, `verify_tree`, `linear`, `linear_group`, `tree_attention`,
+`paged_prefill`; `impl.py` says what `impl="auto"` picks.
 """
 
 from infercore.kernels.impl import Impl
 from infercore.kernels.linear import linear
+from infercore.kernels.linear_group import linear_group
 from infercore.kernels.move_kv import move_kv
 from infercore.kernels.paged_prefill import paged_prefill
 from infercore.kernels.token_bitmask import apply_token_bitmask, apply_token_bitmask_
@@ -31,6 +32,7 @@ __all__ = [
     "apply_token_bitmask",
     "apply_token_bitmask_",
     "linear",
+    "linear_group",
     "move_kv",
     "paged_prefill",
     "prepare",
