@@ -20,6 +20,7 @@ from infercore.speculative import (
     SuffixDrafter,
     TokenTree,
     TopTokenObserver,
+    TreeGrower,
     Union,
 )
 
@@ -42,6 +43,7 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "recycling": lambda: RecyclingDrafter(VOCAB, num_top_tokens=2),
     "forced": ForcedTokenDrafter,
     "union": lambda: Union(SuffixDrafter(), RecyclingDrafter(VOCAB), NGramDrafter()),
+    "mixed union": lambda: Union(ForcedTokenDrafter(), SuffixDrafter(), Union(NGramDrafter())),
 }
 texts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30).map(lambda ids: np.array(ids, np.int32))
 
@@ -128,6 +130,11 @@ def test_recycling_learns_which_ranks_hit_and_which_token_came_last() -> None:
 def test_recycling_refuses_narrow_rows_and_wrong_sizes() -> None:
     with pytest.raises(ValueError, match="expected 4 or more"):
         RecyclingDrafter(10, num_top_tokens=4).observe(np.array([1]), np.array([[2]]))
+    drafter = RecyclingDrafter(10, num_top_tokens=1)
+    drafter.observe(np.array([1, 10]), np.array([[2], [3]]))
+    with pytest.raises(ValueError, match="token id 10; expected 0 to 9"):
+        drafter.propose([DraftRequest(0, np.array([1], np.int32), 4)])
+    assert drafter.propose([DraftRequest(0, np.array([1], np.int32), 4)])[0].num_nodes == 0
     with pytest.raises(ValueError, match="vocab_size"):
         RecyclingDrafter(0)
     with pytest.raises(ValueError, match="num_top_tokens"):
@@ -181,6 +188,23 @@ def test_union_is_the_union_of_paths_cut_to_the_best(data: Any, token_trees: Any
         assert cut.scores is not None
         assert whole.scores is not None
         assert sorted(cut.scores, reverse=True) == sorted(whole.scores, reverse=True)[: cut.num_nodes]
+
+
+@given(text=texts, max_nodes=st.integers(1, 12))
+@settings(max_examples=25)
+def test_growers_give_a_union_the_trees_that_they_propose(text: np.ndarray, max_nodes: int) -> None:
+    def drafters() -> list[Any]:
+        made: list[Any] = [SuffixDrafter([[1, 2, 3]]), NGramDrafter(), RecyclingDrafter(VOCAB)]
+        made[2].observe(np.arange(VOCAB), np.arange(8 * VOCAB).reshape(VOCAB, 8) % VOCAB)
+        return made
+
+    request = DraftRequest(0, text, max_nodes)
+    assert all(isinstance(drafter, TreeGrower) for drafter in drafters())
+    (grown,) = Union(*drafters()).propose([request])
+    (copied,) = Union(*(_Fixed(drafter.propose([request])[0]) for drafter in drafters())).propose([request])
+    assert _same(grown, copied)
+    assert np.array_equal(grown.scores, copied.scores)  # type: ignore[arg-type]
+    assert np.array_equal(grown.sources, copied.sources)  # type: ignore[arg-type]
 
 
 def test_union_says_who_proposed_a_node() -> None:

@@ -23,6 +23,7 @@ from infercore.speculative import (
     TokenTree,
     TopTokenObserver,
     Verdict,
+    top_tokens,
 )
 
 
@@ -80,8 +81,14 @@ def show_drafters(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None], l
             rows += [first, *(first + 1 + verdict.path).tolist()]
     for observer, token_ids, rows in seen.values():
         if observer.num_top_tokens:
-            top = logits[torch.tensor(rows, device=logits.device)].topk(observer.num_top_tokens).indices
-            observer.observe(np.array(token_ids, np.int32), top.cpu().numpy())
+            observer.observe(np.array(token_ids, np.int32), _top_tokens(logits, rows, observer.num_top_tokens))
+
+
+def _top_tokens(logits: Tensor, rows: Seq[int], count: int) -> npt.NDArray[np.integer]:
+    if logits.device.type == "cpu" and logits.dtype is torch.float32:
+        return top_tokens(logits.detach().numpy(), np.array(rows), count)
+    top: npt.NDArray[np.int64] = logits[torch.tensor(rows, device=logits.device)].topk(count).indices.cpu().numpy()
+    return top
 
 
 def show_features(

@@ -13,9 +13,9 @@ no model; a decoding loop of your own needs the target's choice after the pendin
 
 Reading order: `tree.py` (what a draft is), `types.py` (the protocols), `verify.py` (what is kept, and why it is
 exact), `verify_rows.py` (the same on a device). Drafters: `ngram.py` (the simplest), `suffix/` (what followed this
-context before), `recycling.py` (what the target thought before), `draft_model.py` (a smaller model), `forced.py` (what
-the grammar leaves), `union.py` (several as one tree). How much to draft: `control/` (by measured speed),
-`fixed_budget.py` (always the same). The loops are in `_compiled.py` files.
+context before), `recycling.py` and `top_tokens.py` (what the target thought before), `draft_model.py` (a smaller
+model), `forced.py` (what the grammar leaves), `union.py` (several as one tree). How much to draft: `control/` (by
+measured speed), `fixed_budget.py` (always the same). The loops are in `_compiled.py` files.
 """
 
 from infercore.speculative.control import Acceptance, CostCurve, SpeedController, Survival
@@ -25,6 +25,7 @@ from infercore.speculative.forced import ForcedTokenDrafter
 from infercore.speculative.ngram import NGramDrafter
 from infercore.speculative.recycling import RecyclingDrafter
 from infercore.speculative.suffix import SuffixDrafter
+from infercore.speculative.top_tokens import top_tokens
 from infercore.speculative.tree import TokenTree
 from infercore.speculative.types import (
     Controller,
@@ -34,6 +35,7 @@ from infercore.speculative.types import (
     FeatureObserver,
     ForwardFn,
     TopTokenObserver,
+    TreeGrower,
     Verdict,
 )
 from infercore.speculative.union import Union
@@ -58,8 +60,10 @@ __all__ = [
     "Survival",
     "TokenTree",
     "TopTokenObserver",
+    "TreeGrower",
     "Union",
     "Verdict",
+    "top_tokens",
     "verify",
     "verify_greedy",
 ]

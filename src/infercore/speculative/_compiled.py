@@ -1,6 +1,10 @@
 """Compiled loops of this part: integers and arrays in, integers and arrays out. Each also runs as plain Python.
 
 A tree of n nodes is two int32 arrays, `token_ids` and `parents`; a parent comes before its children, -1 is the root.
+`nodes`, int32 [3, capacity], has room for several: token ids, parents within their tree, bits of float32 scores.
+
+Between two drafts the model's forward has emptied the caches, so that what a call costs is above all what it touches:
+one array in place of three, one call in place of ten.
 """
 
 from typing import no_type_check
@@ -71,7 +75,10 @@ def kept_parents(parents, keep):
 @no_type_check
 @compiled
 def walk_greedy(token_ids, parents, target_token_ids):
-    """The path that `target_token_ids` (root's entry first) takes; one pass, because children follow their parents."""
+    """The path that `target_token_ids` (root's entry first) takes, and the target's token after it.
+
+    One pass, because children follow their parents.
+    """
     path = np.empty(token_ids.shape[0], np.int32)
     length = 0
     current = -1
@@ -80,7 +87,7 @@ def walk_greedy(token_ids, parents, target_token_ids):
             path[length] = node
             length += 1
             current = node
-    return path[:length]
+    return path[:length], np.int64(target_token_ids[current + 1])
 
 
 @no_type_check
@@ -107,12 +114,15 @@ def insert_chain(chain, max_nodes, token_ids, parents, num_nodes):
 
 @no_type_check
 @compiled
-def ngram_tree(context, min_ngram, max_ngram, max_matches, max_depth, max_nodes, token_ids, parents, scores):
-    """Fill a tree with what followed earlier occurrences of the last tokens: longest match first, then latest.
+def ngram_tree(context, min_ngram, max_ngram, max_matches, max_depth, max_nodes, nodes, start):
+    """Fill `nodes` from `start` on with what followed earlier occurrences of the last tokens.
 
-    `scores` gets, per node, matched length / (matched length + 1) to the power of its depth. Returns the number of
-    nodes.
+    The longest match comes first, then the latest. The score of a node is matched length / (matched length + 1) to the
+    power of its depth. Returns the number of nodes.
     """
+    token_ids = nodes[0, start : start + max_nodes]
+    parents = nodes[1, start : start + max_nodes]
+    scores = nodes[2, start : start + max_nodes].view(np.float32)
     length = context.shape[0]
     ends = np.empty(max_matches, np.int64)
     lengths = np.empty(max_matches, np.int64)
@@ -175,12 +185,15 @@ def learn_followers(followers, rank_trust, last, token_ids, rate):
 
 @no_type_check
 @compiled
-def grow_followers(followers, rank_trust, last, max_depth, token_ids, parents, scores):
-    """Best-first tree of table rows: rank r below any node has `rank_trust[r]`. Returns the number of nodes.
+def grow_followers(followers, rank_trust, last, max_depth, max_nodes, nodes, start):
+    """Best-first tree of table rows, in `nodes` from `start` on: rank r below any node has `rank_trust[r]`.
 
+    Returns the number of nodes.
     Each row of the tree offers one candidate at a time, its next rank, so that the open set has one entry per node.
     """
-    max_nodes = token_ids.shape[0]
+    token_ids = nodes[0, start : start + max_nodes]
+    parents = nodes[1, start : start + max_nodes]
+    scores = nodes[2, start : start + max_nodes].view(np.float32)
     num_ranks = followers.shape[1]
     next_rank = np.zeros(max_nodes + 1, np.int32)
     depths = np.zeros(max_nodes + 1, np.int32)
@@ -213,34 +226,69 @@ def grow_followers(followers, rank_trust, last, max_depth, token_ids, parents, s
 
 @no_type_check
 @compiled
-def merge(token_ids, parents, scores, sources, first_nodes, merged_ids, merged_parents, merged_scores, merged_sources):
-    """Merge trees laid out one after another (tree t from `first_nodes[t]`; parents counted inside each tree) by path.
+def remember_followers(followers, token_ids, top_token_ids):
+    """followers[token] = its row of `top_token_ids`, as wide as the table; later rows win.
 
-    A node that several propose keeps the highest score and its source. Returns the number of merged nodes.
+    Returns the first row whose token is none of the table, and leaves the table as it was; -1: all went in.
     """
-    index = np.empty(token_ids.shape[0], np.int32)
+    for row in range(token_ids.shape[0]):
+        if not 0 <= token_ids[row] < followers.shape[0]:
+            return row
+    for row in range(token_ids.shape[0]):
+        for rank in range(followers.shape[1]):
+            followers[token_ids[row], rank] = top_token_ids[row, rank]
+    return -1
+
+
+@no_type_check
+@compiled
+def merge(nodes, ends, max_nodes):
+    """Merge the trees in `nodes`, tree t up to `ends[t + 1]`, by path, and keep the `max_nodes` of the highest scores.
+
+    A node that several propose keeps the highest score and its source, the number of the tree. Returns token ids,
+    parents, scores and sources.
+    """
+    capacity = ends[ends.shape[0] - 1]
+    token_ids = np.empty(capacity, np.int32)
+    parents = np.empty(capacity, np.int32)
+    scores = np.empty(capacity, np.float32)
+    sources = np.empty(capacity, np.int8)
+    index = np.empty(capacity, np.int32)
+    given = nodes[2].view(np.float32)
     num_nodes = 0
-    for tree in range(first_nodes.shape[0] - 1):
-        start = first_nodes[tree]
-        for node in range(start, first_nodes[tree + 1]):
-            parent = -1 if parents[node] < 0 else index[start + parents[node]]
+    for tree in range(ends.shape[0] - 1):
+        start = ends[tree]
+        for node in range(start, ends[tree + 1]):
+            parent = -1 if nodes[1, node] < 0 else index[start + nodes[1, node]]
             found = -1
             for other in range(parent + 1, num_nodes):
-                if merged_parents[other] == parent and merged_ids[other] == token_ids[node]:
+                if parents[other] == parent and token_ids[other] == nodes[0, node]:
                     found = other
                     break
             if found < 0:
                 found = num_nodes
                 num_nodes += 1
-                merged_ids[found] = token_ids[node]
-                merged_parents[found] = parent
-                merged_scores[found] = scores[node]
-                merged_sources[found] = sources[node]
-            elif scores[node] > merged_scores[found]:
-                merged_scores[found] = scores[node]
-                merged_sources[found] = sources[node]
+                token_ids[found] = nodes[0, node]
+                parents[found] = parent
+                scores[found] = given[node]
+                sources[found] = tree
+            elif given[node] > scores[found]:
+                scores[found] = given[node]
+                sources[found] = tree
             index[node] = found
-    return num_nodes
+    if num_nodes > max_nodes:
+        keep = best_nodes(scores[:num_nodes], max_nodes)
+        kept = 0
+        for node in range(num_nodes):  # a parent comes first, and is kept where its child is
+            if keep[node]:
+                index[node] = kept
+                token_ids[kept] = token_ids[node]
+                parents[kept] = parents[node] if parents[node] < 0 else index[parents[node]]
+                scores[kept] = scores[node]
+                sources[kept] = sources[node]
+                kept += 1
+        num_nodes = kept
+    return token_ids[:num_nodes], parents[:num_nodes], scores[:num_nodes], sources[:num_nodes]
 
 
 @no_type_check
@@ -252,3 +300,50 @@ def best_nodes(scores, max_nodes):
     for rank in range(min(max_nodes, scores.shape[0])):
         keep[order[rank]] = True
     return keep
+
+
+_LANES = 16  # of a vector of maxima: one running maximum would wait for itself
+_BLOCK = 512  # logits whose maximum is compared before any of them is
+
+
+@no_type_check
+@compiled
+def top_tokens(logits, rows, out):
+    """Fill out[i] with the largest entries of logits[rows[i]], largest first, the lower id where they are equal.
+
+    -1 stands where fewer are above -inf.
+    """
+    count, width = out.shape[1], logits.shape[1]
+    best = np.empty(count, np.float32)
+    lanes = np.empty(_LANES, np.float32)
+    for i in range(rows.shape[0]):
+        row = logits[rows[i]]
+        for rank in range(count):
+            best[rank] = np.float32(-np.inf)
+            out[i, rank] = -1
+        for start in range(0, width, _BLOCK):
+            stop = min(width, start + _BLOCK)
+            if stop - start == _BLOCK:
+                for lane in range(_LANES):
+                    lanes[lane] = row[start + lane]
+                for at in range(start + _LANES, stop, _LANES):
+                    for lane in range(_LANES):
+                        value = row[at + lane]
+                        if value > lanes[lane]:
+                            lanes[lane] = value
+                high = lanes[0]
+                for lane in range(1, _LANES):
+                    high = max(high, lanes[lane])
+                if not high > best[count - 1]:
+                    continue
+            for token in range(start, stop):
+                value = row[token]
+                if not value > best[count - 1]:
+                    continue
+                rank = count - 1
+                while rank > 0 and best[rank - 1] < value:
+                    best[rank] = best[rank - 1]
+                    out[i, rank] = out[i, rank - 1]
+                    rank -= 1
+                best[rank] = value
+                out[i, rank] = token

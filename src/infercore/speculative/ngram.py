@@ -40,6 +40,21 @@ class NGramDrafter:
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         return [self._tree(request) for request in requests]
 
+    def grow(self, request: DraftRequest, nodes: Int32[np.ndarray, "3 capacity"], start: int) -> int:
+        if request.max_nodes <= 0 or len(request.token_ids) < 2:
+            return 0
+        num_nodes = _compiled.ngram_tree(
+            request.token_ids,
+            self._min_ngram,
+            self._max_ngram,
+            self._max_matches,
+            self._max_depth,
+            request.max_nodes,
+            nodes,
+            start,
+        )
+        return int(num_nodes)
+
     def commit(
         self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
     ) -> None:
@@ -49,20 +64,5 @@ class NGramDrafter:
         """Nothing to let go."""
 
     def _tree(self, request: DraftRequest) -> TokenTree:
-        if request.max_nodes <= 0 or len(request.token_ids) < 2:
-            return TokenTree.empty()
-        token_ids = np.empty(request.max_nodes, np.int32)
-        parents = np.empty(request.max_nodes, np.int32)
-        scores = np.empty(request.max_nodes, np.float32)
-        num_nodes = _compiled.ngram_tree(
-            request.token_ids,
-            self._min_ngram,
-            self._max_ngram,
-            self._max_matches,
-            self._max_depth,
-            request.max_nodes,
-            token_ids,
-            parents,
-            scores,
-        )
-        return TokenTree(token_ids[:num_nodes], parents[:num_nodes], None, scores[:num_nodes])
+        nodes = np.empty((3, max(0, request.max_nodes)), np.int32)
+        return TokenTree.from_columns(nodes, self.grow(request, nodes, 0))

@@ -43,27 +43,38 @@ class RecyclingDrafter:
         self._max_depth = max_depth
         self._followers = np.full((vocab_size, num_top_tokens), -1, np.int32)
         self._rank_trust = _RANK_TRUST[:num_top_tokens].copy()
-        self._observed: list[tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]] = []
+        self._observed: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self._last: dict[int, int] = {}
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        for token_ids, top_token_ids in self._observed:
-            self._followers[token_ids] = top_token_ids
-        self._observed.clear()
         return [self._tree(request) for request in requests]
+
+    def grow(self, request: DraftRequest, nodes: Int32[np.ndarray, "3 capacity"], start: int) -> int:
+        if self._observed:
+            self._remember()
+        if request.max_nodes <= 0 or not len(request.token_ids):
+            return 0
+        last = self._last[request.request_id] = int(request.token_ids[-1])
+        num_nodes = _compiled.grow_followers(
+            self._followers, self._rank_trust, last, self._max_depth, request.max_nodes, nodes, start
+        )
+        return int(num_nodes)
 
     def observe(self, token_ids: Integer[np.ndarray, "rows"], top_token_ids: Integer[np.ndarray, "rows top"]) -> None:
         """The target's likeliest tokens after each of `token_ids`, likeliest first; later rows win over earlier ones.
 
         They count from the next `propose` on, so the order of `observe` and `commit` does not matter.
 
-        Raises: ValueError if there are fewer than `num_top_tokens` columns.
+        Raises: ValueError if there are fewer than `num_top_tokens` columns. `propose` raises it for token ids that are
+            none of the vocabulary, and forgets their rows.
         """
         if top_token_ids.shape[1] < self.num_top_tokens:
             raise ValueError(
                 f"top_token_ids has {top_token_ids.shape[1]} columns, expected {self.num_top_tokens} or more"
             )
-        self._observed.append((token_ids, top_token_ids[:, : self.num_top_tokens]))
+        self._observed.append(
+            (np.ascontiguousarray(token_ids, np.int32), np.ascontiguousarray(top_token_ids, np.int32))
+        )
 
     def commit(
         self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
@@ -82,14 +93,16 @@ class RecyclingDrafter:
         """Learnt chance that the follower of each rank is the next token."""
         return self._rank_trust.copy()
 
+    def _remember(self) -> None:
+        observed, self._observed = self._observed, []
+        for token_ids, top_token_ids in observed:
+            bad = _compiled.remember_followers(self._followers, token_ids, top_token_ids)
+            if bad >= 0:
+                raise ValueError(
+                    f"observe was given token id {token_ids[bad]}; expected 0 to {len(self._followers) - 1}, "
+                    "the vocab_size of this drafter less 1"
+                )
+
     def _tree(self, request: DraftRequest) -> TokenTree:
-        if request.max_nodes <= 0 or not len(request.token_ids):
-            return TokenTree.empty()
-        last = self._last[request.request_id] = int(request.token_ids[-1])
-        token_ids = np.empty(request.max_nodes, np.int32)
-        parents = np.empty(request.max_nodes, np.int32)
-        scores = np.empty(request.max_nodes, np.float32)
-        num_nodes = _compiled.grow_followers(
-            self._followers, self._rank_trust, last, self._max_depth, token_ids, parents, scores
-        )
-        return TokenTree(token_ids[:num_nodes], parents[:num_nodes], None, scores[:num_nodes])
+        nodes = np.empty((3, max(0, request.max_nodes)), np.int32)
+        return TokenTree.from_columns(nodes, self.grow(request, nodes, 0))

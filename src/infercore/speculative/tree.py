@@ -76,6 +76,11 @@ class TokenTree:
         """No draft: the step is a plain decoding step."""
         return TokenTree(_NO_NODES, _NO_NODES)
 
+    @classmethod
+    def from_columns(cls, nodes: Int32[np.ndarray, "3 capacity"], num_nodes: int) -> "TokenTree":
+        """The first `num_nodes` columns of an array as `TreeGrower.grow` fills it; a view."""
+        return TokenTree(nodes[0, :num_nodes], nodes[1, :num_nodes], None, nodes[2, :num_nodes].view(np.float32))
+
     @property
     def num_nodes(self) -> int:
         return len(self.token_ids)

@@ -70,6 +70,19 @@ class Drafter(Protocol):
 
 
 @runtime_checkable
+class TreeGrower(Protocol):
+    """A drafter that can write its tree into the caller's array; `Union` then builds one tree in place of several."""
+
+    def grow(self, request: DraftRequest, nodes: Int32[np.ndarray, "3 capacity"], start: int) -> int:
+        """The tree that `propose` would give, in the columns of `nodes` from `start` on; returns its number of nodes.
+
+        Row 0 takes token ids, row 1 parents (counted from `start`), row 2 the bits of float32 scores. There is room for
+        `request.max_nodes` more columns.
+        """
+        ...
+
+
+@runtime_checkable
 class TopTokenObserver(Protocol):
     """A drafter that learns from the target's logits; a decoding loop calls `observe` where it finds it.
 
@@ -80,7 +93,10 @@ class TopTokenObserver(Protocol):
     """Columns that `observe` wants; 0: do not call it."""
 
     def observe(self, token_ids: Integer[np.ndarray, "rows"], top_token_ids: Integer[np.ndarray, "rows top"]) -> None:
-        """The target's `num_top_tokens` likeliest tokens after each of `token_ids`, likeliest first."""
+        """The target's `num_top_tokens` likeliest tokens after each of `token_ids`, likeliest first.
+
+        -1 may stand where fewer are possible at all.
+        """
         ...
 
 

@@ -1,17 +1,17 @@
 """`Union`: several drafters, one tree."""
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Int32, Integer
 from torch import Tensor
 
 from infercore.speculative import _compiled
 from infercore.speculative.tree import TokenTree
-from infercore.speculative.types import Drafter, DraftRequest, TopTokenObserver
+from infercore.speculative.types import Drafter, DraftRequest, TopTokenObserver, TreeGrower
 
 
 class Union:
@@ -26,6 +26,10 @@ class Union:
         if not 1 <= len(drafters) <= 127:
             raise ValueError(f"{len(drafters)} drafters, expected 1 to 127")
         self._drafters = drafters
+        self._growers = [drafter if isinstance(drafter, TreeGrower) else None for drafter in drafters]
+        self._only_growers = None not in self._growers
+        self._nodes = np.empty((3, 0), np.int32)
+        self._ends = np.zeros(len(drafters) + 1, np.int64)
         self._observers = [drafter for drafter in drafters if isinstance(drafter, TopTokenObserver)]
         self.num_top_tokens = max((drafter.num_top_tokens for drafter in self._observers), default=0)
 
@@ -34,10 +38,13 @@ class Union:
         return self._drafters
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        proposals = [drafter.propose(requests) for drafter in self._drafters]
-        return [
-            _merge([trees[index] for trees in proposals], request.max_nodes) for index, request in enumerate(requests)
+        if self._only_growers:
+            return [self._chosen(request, self._drafters, request.max_nodes) for request in requests]
+        proposals = [
+            [None] * len(requests) if grower is not None else drafter.propose(requests)
+            for drafter, grower in zip(self._drafters, self._growers, strict=True)
         ]
+        return [self._tree(request, trees) for request, *trees in zip(requests, *proposals, strict=True)]
 
     def observe(self, token_ids: Integer[np.ndarray, "rows"], top_token_ids: Integer[np.ndarray, "rows top"]) -> None:
         for drafter in self._observers:
@@ -53,42 +60,54 @@ class Union:
         for drafter in self._drafters:
             drafter.close(request_id)
 
+    def _tree(self, request: DraftRequest, trees: Sequence[TokenTree | None]) -> TokenTree:
+        """One tree of what growers write now, and of what the others proposed (`trees`, None for growers)."""
+        drawn = [
+            (source, tree)
+            for source, tree in enumerate(trees)
+            if tree is not None and tree.num_nodes and tree.draft_probs is not None
+        ]
+        max_nodes = request.max_nodes
+        for _, tree in drawn:
+            max_nodes -= tree.num_nodes
+        parts = [
+            grower or (tree if tree is not None and tree.draft_probs is None else None)
+            for grower, tree in zip(self._growers, trees, strict=True)
+        ]
+        chosen = self._chosen(request, parts, max_nodes)
+        return _append_drawn(drawn, chosen) if drawn else chosen
 
-def _merge(trees: list[TokenTree], max_nodes: int) -> TokenTree:
-    chosen = [(source, tree) for source, tree in enumerate(trees) if tree.num_nodes and tree.draft_probs is None]
-    drawn = [(source, tree) for source, tree in enumerate(trees) if tree.num_nodes and tree.draft_probs is not None]
-    num_drawn = sum(tree.num_nodes for _, tree in drawn)
-    merged = _merge_chosen(chosen, max_nodes - num_drawn)
-    return _append_drawn(drawn, merged) if drawn else merged
+    def _chosen(self, request: DraftRequest, parts: Sequence[Any], max_nodes: int) -> TokenTree:
+        """The best `max_nodes` of all parts: growers, trees, and None for nothing."""
+        if max_nodes <= 0:
+            return TokenTree.empty()
+        nodes, ends, end = self._nodes, self._ends, 0
+        for index, part in enumerate(parts):
+            room = request.max_nodes if not isinstance(part, TokenTree) else part.num_nodes
+            if nodes.shape[1] < end + room:
+                nodes = self._nodes = _widened(nodes, end, (len(parts) - index) * (end + room))
+            if isinstance(part, TokenTree):
+                _write(part, nodes[:, end:])
+                end += room
+            elif part is not None:
+                end += part.grow(request, nodes, end)
+            ends[index + 1] = end
+        if not end:
+            return TokenTree.empty()
+        token_ids, parents, scores, sources = _compiled.merge(nodes, ends, max_nodes)
+        return TokenTree(token_ids, parents, None, scores, sources)
 
 
-def _merge_chosen(trees: list[tuple[int, TokenTree]], max_nodes: int) -> TokenTree:
-    if not trees or max_nodes <= 0:
-        return TokenTree.empty()
-    first_nodes = np.array(list(accumulate((len(tree.token_ids) for _, tree in trees), initial=0)))
-    num_nodes = int(first_nodes[-1])
-    sources, merged_sources = np.empty((2, num_nodes), np.int8)
-    for index, (source, _) in enumerate(trees):
-        sources[first_nodes[index] :] = source
-    token_ids, parents = np.empty((2, num_nodes), np.int32)
-    scores = np.empty(num_nodes, np.float32)
-    num_merged = _compiled.merge(
-        np.concatenate([tree.token_ids for _, tree in trees]),
-        np.concatenate([tree.parents for _, tree in trees]),
-        np.concatenate([_scores(tree) for _, tree in trees]),
-        sources,
-        first_nodes,
-        token_ids,
-        parents,
-        scores,
-        merged_sources,
-    )
-    merged = TokenTree(
-        token_ids[:num_merged], parents[:num_merged], None, scores[:num_merged], merged_sources[:num_merged]
-    )
-    if num_merged <= max_nodes:
-        return merged
-    return merged.truncate(_compiled.best_nodes(merged.scores, max_nodes))
+def _widened(nodes: npt.NDArray[np.int32], end: int, capacity: int) -> npt.NDArray[np.int32]:
+    wider = np.empty((3, capacity), np.int32)
+    wider[:, :end] = nodes[:, :end]
+    return wider
+
+
+def _write(tree: TokenTree, nodes: npt.NDArray[np.int32]) -> None:
+    """Put a tree into the first columns of `nodes`."""
+    nodes[0, : tree.num_nodes], nodes[1, : tree.num_nodes] = tree.token_ids, tree.parents
+    nodes[2, : tree.num_nodes] = _scores(tree).view(np.int32)
 
 
 def _scores(tree: TokenTree) -> Any:

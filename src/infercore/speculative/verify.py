@@ -41,8 +41,7 @@ def verify_greedy(trees: Sequence[TokenTree], target_token_ids: Sequence[Integer
         if num_nodes == 0:
             verdicts.append(Verdict(tree.token_ids, int(targets[0])))
             continue
-        path = _compiled.walk_greedy(tree.token_ids, tree.parents, targets)
-        verdicts.append(Verdict(path, int(targets[path[-1] + 1 if path.shape[0] else 0])))
+        verdicts.append(Verdict(*_compiled.walk_greedy(tree.token_ids, tree.parents, targets)))
     return verdicts
 
 

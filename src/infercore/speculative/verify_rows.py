@@ -130,8 +130,7 @@ def _probs_of(tree: TokenTree) -> Tensor:
 
 
 def _follow(tree: TokenTree, tokens: npt.NDArray[np.int64]) -> Verdict:
-    path = _compiled.walk_greedy(tree.token_ids, tree.parents, tokens)
-    return Verdict(path, int(tokens[path[-1] + 1 if len(path) else 0]))
+    return Verdict(*_compiled.walk_greedy(tree.token_ids, tree.parents, tokens))
 
 
 def _climb(tokens: npt.NDArray[np.int64], accepted: npt.NDArray[np.int64]) -> Verdict:

@@ -1,7 +1,8 @@
 """The suffix automaton and the trees grown from it, as loops over int32 arrays. Each also runs as plain Python.
 
-One automaton is four arrays:
-    header [4]: number of states, number of edges, state of the whole text, tokens in the text
+One automaton is four arrays, which loops that are called from outside get as the handle of a `Directory`:
+    header [6]: number of states, number of edges, state of the whole text, tokens in the text, and where the end of
+        this text is in another automaton: state and matched length, as its owner keeps them
     states [capacity, 4]: longest length, suffix link, occurrences, first edge (-1: none)
     edges [capacity, 4]: from state, token, to state, next edge of the same state (newest first, -1: last)
     table [power of two]: open addressing over (state, token) -> edge, -1: free
@@ -12,13 +13,23 @@ from typing import no_type_check
 
 import numpy as np
 
-from infercore._jit import compiled
+from infercore._jit import Field, arrays_at, compiled
 
 MAX_COUNTED = 64  # suffix links followed per token to keep occurrences exact; only degenerate text has longer chains
 MAX_EDGES = 32  # followers of one context that are looked at, newest first
 MAX_FOLLOWERS = 12  # of those, the likeliest that become candidates
 MIN_CHANCE = 0.002  # candidates below this are not worth looking for
 MAX_LEVELS = 6  # contexts looked at, longest first, both automata together
+
+AUTOMATON = (
+    Field("header", "int32"),
+    Field("states", "int32", 4),
+    Field("edges", "int32", 4),
+    Field("table", "int32"),
+)
+"""The arrays of an automaton, as loops see them; `automaton.py` owns them."""
+
+_automaton = arrays_at(AUTOMATON)
 
 
 @no_type_check
@@ -138,16 +149,19 @@ def step(states, edges, table, state, length, token):
 
 @no_type_check
 @compiled
-def advance(states, edges, table, cursor, token_ids):
-    """Move `cursor` (state, matched length) over tokens, in place; the text may have grown since it was last moved."""
-    state = cursor[0]
-    length = cursor[1]
+def advance(header, states, edges, table, token_ids):
+    """Move the end that `header` keeps (state, matched length) over tokens, in an automaton that may have grown since.
+
+    `states`, `edges` and `table` are those of that automaton.
+    """
+    state = header[4]
+    length = header[5]
     while state > 0 and length <= states[states[state, 1], 0]:  # a clone took over the shorter contexts of this state
         state = states[state, 1]
     for position in range(token_ids.shape[0]):
         state, length = step(states, edges, table, state, length, token_ids[position])
-    cursor[0] = state
-    cursor[1] = length
+    header[4] = state
+    header[5] = length
 
 
 @no_type_check
@@ -284,39 +298,34 @@ def judge(states, edges, state, length, other_states, other_edges, other_state, 
 
 @no_type_check
 @compiled
-def read(header, states, edges, table, other_states, other_edges, other_table, other_cursor, trust, rate, token_ids):
-    """Append tokens to the first text and move the cursor in the other, learning `trust` from each of them."""
+def read(own, shared, trust, rate, token_ids):
+    """Append tokens to the own text and move its end in the shared one, learning `trust` from each of them."""
+    a, b = _automaton(own), _automaton(shared)
+    header, states, edges, table = a.header, a.states, a.edges, a.table
+    other_states, other_edges, other_table = b.states, b.edges, b.table
     for position in range(token_ids.shape[0]):
         repeat = max(0, states[header[2], 1])
-        judge(states, edges, repeat, states[repeat, 0], other_states, other_edges, other_cursor[0], other_cursor[1],
+        judge(states, edges, repeat, states[repeat, 0], other_states, other_edges, header[4], header[5],
               trust, rate, token_ids[position])  # fmt: skip
         extend(header, states, edges, table, token_ids[position : position + 1])
-        advance(other_states, other_edges, other_table, other_cursor, token_ids[position : position + 1])
+        advance(header, other_states, other_edges, other_table, token_ids[position : position + 1])
 
 
 @no_type_check
 @compiled
-def grow(
-    header,
-    states,
-    edges,
-    table,
-    other_states,
-    other_edges,
-    other_table,
-    other_cursor,
-    trust,
-    max_depth,
-    token_ids,
-    parents,
-    scores,
-):
-    """Best-first tree below the end of the first automaton's text, read on by both automata.
+def grow(own, shared, trust, max_depth, recent, max_nodes, nodes, start):
+    """Best-first tree below the end of the own text, read on by both automata, in `nodes` from `start` on.
 
-    The likeliest candidate under any node so far becomes the next node, until `token_ids`, `parents` and `scores` are
-    full. Returns the number of nodes.
+    The end of the own text is first moved over `recent` in the shared one. The likeliest candidate under any node so
+    far becomes the next node. Returns the number of nodes.
     """
-    max_nodes = token_ids.shape[0]
+    a, b = _automaton(own), _automaton(shared)
+    header, states, edges, table = a.header, a.states, a.edges, a.table
+    other_states, other_edges, other_table = b.states, b.edges, b.table
+    advance(header, other_states, other_edges, other_table, recent)
+    token_ids = nodes[0, start : start + max_nodes]
+    parents = nodes[1, start : start + max_nodes]
+    scores = nodes[2, start : start + max_nodes].view(np.float32)
     capacity = (max_nodes + 1) * MAX_FOLLOWERS
     open_scores = np.empty(capacity, np.float32)
     open_tokens = np.empty(capacity, np.int32)
@@ -330,8 +339,8 @@ def grow(
     cursors[0, 0] = 0
     cursors[0, 1] = repeat
     cursors[0, 2] = states[repeat, 0]
-    cursors[0, 3] = other_cursor[0]
-    cursors[0, 4] = other_cursor[1]
+    cursors[0, 3] = header[4]
+    cursors[0, 4] = header[5]
     num_nodes = 0
     score = np.float32(1.0)
     while True:

@@ -69,7 +69,27 @@ class SuffixDrafter:
             self._share(as_token_ids(text, name="corpus"))
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
-        return [self._tree(request) if request.max_nodes > 0 else TokenTree.empty() for request in requests]
+        return [self._tree(request) for request in requests]
+
+    def grow(self, request: DraftRequest, nodes: Int32[np.ndarray, "3 capacity"], start: int) -> int:
+        if request.max_nodes <= 0:
+            return 0
+        own = self._synchronised(request)
+        recent = _NOTHING
+        if own.generation != self._generation:
+            own.forget_shared(self._generation)
+            recent = np.ascontiguousarray(request.token_ids[-_MAX_CONTEXT:], np.int32)
+        num_nodes = _compiled.grow(
+            own.automaton.handle,
+            self._shared.handle,
+            self._trust,
+            self._max_depth,
+            recent,
+            request.max_nodes,
+            nodes,
+            start,
+        )
+        return int(num_nodes)
 
     def commit(
         self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
@@ -88,34 +108,8 @@ class SuffixDrafter:
         return self._shared.size_bytes + sum(own.automaton.size_bytes for own in self._own.values())
 
     def _tree(self, request: DraftRequest) -> TokenTree:
-        own = self._synchronised(request)
-        if own.generation != self._generation:
-            own.cursor[:] = 0
-            own.generation = self._generation
-            recent = np.ascontiguousarray(request.token_ids[-_MAX_CONTEXT:], np.int32)
-        else:
-            recent = _NOTHING
-        shared, automaton = self._shared, own.automaton
-        _compiled.advance(shared.states, shared.edges, shared.table, own.cursor, recent)
-        token_ids = np.empty(request.max_nodes, np.int32)
-        parents = np.empty(request.max_nodes, np.int32)
-        scores = np.empty(request.max_nodes, np.float32)
-        num_nodes = _compiled.grow(
-            automaton.header,
-            automaton.states,
-            automaton.edges,
-            automaton.table,
-            shared.states,
-            shared.edges,
-            shared.table,
-            own.cursor,
-            self._trust,
-            self._max_depth,
-            token_ids,
-            parents,
-            scores,
-        )
-        return TokenTree(token_ids[:num_nodes], parents[:num_nodes], None, scores[:num_nodes])
+        nodes = np.empty((3, max(0, request.max_nodes)), np.int32)
+        return TokenTree.from_columns(nodes, self.grow(request, nodes, 0))
 
     def _synchronised(self, request: DraftRequest) -> "_Own":
         """The state of the request, having read exactly the text that the request carries."""
@@ -123,37 +117,27 @@ class SuffixDrafter:
         own = self._own.get(request.request_id)
         if (
             own is None
-            or own.automaton.num_tokens > length
-            or (own.automaton.num_tokens > 0 and own.last_token_id != request.token_ids[own.automaton.num_tokens - 1])
+            or own.num_tokens > length
+            or (own.num_tokens > 0 and own.last_token_id != request.token_ids[own.num_tokens - 1])
         ):  # new, or a text that was taken back
             own = self._own[request.request_id] = _Own(SuffixAutomaton(length + 256))
             prompt = np.ascontiguousarray(request.token_ids, np.int32)
             own.automaton.extend(prompt)
+            own.num_tokens = length
             own.last_token_id = int(prompt[-1]) if length else -1
-        elif own.automaton.num_tokens < length:
-            self._append(own, np.array(request.token_ids[own.automaton.num_tokens :], np.int32))
+        elif own.num_tokens < length:
+            self._append(own, np.array(request.token_ids[own.num_tokens :], np.int32))
         return own
 
     def _append(self, own: "_Own", token_ids: npt.NDArray[np.int32]) -> None:
         if not len(token_ids):
             return
-        shared, automaton = self._shared, own.automaton
+        automaton = own.automaton
         if own.generation != self._generation:
-            own.cursor[:] = 0
-        automaton.reserve(automaton.num_tokens + len(token_ids))
-        _compiled.read(
-            automaton.header,
-            automaton.states,
-            automaton.edges,
-            automaton.table,
-            shared.states,
-            shared.edges,
-            shared.table,
-            own.cursor,
-            self._trust,
-            _LEARNING_RATE,
-            token_ids,
-        )
+            own.forget_shared(own.generation)
+        own.num_tokens += len(token_ids)
+        automaton.reserve(own.num_tokens)
+        _compiled.read(automaton.handle, self._shared.handle, self._trust, _LEARNING_RATE, token_ids)
         own.last_token_id = int(token_ids[-1])
         own.outputs.append(token_ids)
 
@@ -187,11 +171,16 @@ class _Own:
     """What is kept per request."""
 
     automaton: SuffixAutomaton
+    """Keeps the longest suffix of the request's text in the shared one as well, valid in `generation`."""
+    num_tokens: int = 0
     last_token_id: int = -1
     outputs: list[npt.NDArray[np.int32]] = field(default_factory=list)
-    cursor: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(2, np.int32))
-    """Longest suffix of the request's text in the shared one: state and length, valid in `generation`."""
     generation: int = -1
+
+    def forget_shared(self, generation: int) -> None:
+        """The end of the request's text in the shared one is the empty context again."""
+        self.automaton.header[4:] = 0
+        self.generation = generation
 
 
 _NOTHING = np.empty(0, np.int32)
