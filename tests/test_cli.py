@@ -44,3 +44,42 @@ def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr(cli, "_demo", interrupted)
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr().err == "infercore: interrupted\n"
+
+
+def test_train_eagle_writes_a_head_that_the_engine_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.demo.models import byte_tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from infercore.hf import EagleDrafter, Engine
+
+    config = LlamaConfig(
+        vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, eos_token_id=0, pad_token_id=0, bos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over the lazy dog and the cat sleeps. " * 30)
+    (tmp_path / "test.txt").write_text("the quick brown fox jumps over the lazy dog\n")
+    small = ["--text-tokens", "600", "--text-batch", "8", "--max-tokens", "64", "--draft-vocab", "100"]
+    run = [
+        "train-eagle",
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "head"),
+        "--max-steps",
+        "2",
+        *small,
+    ]
+    assert cli.main([*run, "--text", str(tmp_path / "text.txt"), "--avoid", str(tmp_path / "test.txt")]) == 0
+    assert "documents share eight words with 1 files" in capsys.readouterr().out
+    assert "Documents that share eight words" in (tmp_path / "head" / "README.md").read_text()
+    drafter = EagleDrafter.from_pretrained(tmp_path / "head", model)
+    (done,) = Engine(model).generate([[5, 6, 7]], max_new_tokens=8, drafter=drafter)
+    assert done.stats.num_drafted_tokens > 0
+    monkeypatch.setenv("INFERCORE_CACHE", str(tmp_path / "empty"))
+    assert cli.main(["train-eagle", "--out", str(tmp_path / "none")]) == 1
+    assert "no --model given" in capsys.readouterr().err

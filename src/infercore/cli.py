@@ -43,6 +43,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
+    train = commands.add_parser("train-eagle", help="train an EAGLE-3 head for a model, on text that it writes itself")
+    train.add_argument("--model", help="a Hugging Face name or folder; default: SmolLM2-135M-Instruct")
+    train.add_argument("--out", required=True, help="folder for the head; a run that was cut off goes on from there")
+    train.add_argument("--text", action="append", default=[], help="a text file to train on as well; may be repeated")
+    train.add_argument(
+        "--avoid", action="append", default=[], help="texts to keep out of the training: JSON lines or text"
+    )
+    train.add_argument("--device", help="default: the GPU if there is one")
+    train.add_argument("--minutes", type=float, default=8.0, help="of training, without the text (default 8)")
+    train.add_argument("--max-steps", type=int, default=1_000_000)
+    train.add_argument("--text-tokens", type=int, default=8_000_000, help="that the model writes (default 8 million)")
+    train.add_argument("--text-minutes", type=float, default=4.0, help="at most (default 4)")
+    train.add_argument("--text-batch", type=int, default=512, help="rows that write at once (default 512)")
+    train.add_argument("--max-tokens", type=int, default=512, help="longest document (default 512)")
+    train.add_argument("--draft-vocab", type=int, default=8192, help="tokens the head can propose (default 8192)")
+    train.add_argument("--intermediate", type=int, help="width of its feed-forward part; default: the model's")
+    train.add_argument("--ttt-steps", type=int, default=5, help="depth of the training-time test (default 5)")
+    train.add_argument("--batch-tokens", type=int, default=16_384, help="tokens a step (default 16384)")
+    train.add_argument("--learning-rate", type=float, default=2e-3)
+    train.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
+    train.add_argument("--seed", type=int, default=0)
+    train.set_defaults(run=_train_eagle)
+
     warmup = commands.add_parser("warmup", help="compile the CPU loops now rather than at the first request")
     warmup.set_defaults(run=_warmup)
     return parser
@@ -69,6 +92,17 @@ def _demo(options: argparse.Namespace) -> int:
         print(as_json(performance))
     else:
         show_performance(screen, performance)
+    return 0
+
+
+def _train_eagle(options: argparse.Namespace) -> int:
+    if importlib.util.find_spec("transformers") is None:
+        print("infercore: train-eagle needs transformers; pip install 'infercore[hf]'", file=sys.stderr)
+        return 1
+    from infercore.demo.fetch import smollm2_path
+    from infercore.hf.heads.train import command
+
+    command.run(options, lambda line: print(line, flush=True), default_model=smollm2_path())
     return 0
 
 
