@@ -1,9 +1,11 @@
 """A schema grammar accepts exactly the documents that `jsonschema` finds valid."""
 
 import json
+import re
 from fractions import Fraction
 
 import jsonschema
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -203,3 +205,29 @@ def test_white_space(whitespace):
 def test_an_array_that_cannot_hold_what_it_must_contain_is_empty(schema):
     with pytest.raises(EmptyGrammar):
         bound(schema)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "max_length", "first"),
+    [
+        ("^[A\u0430-\u044f\u4e00\U0001f600-\U0001f64f]$", None, "[A\u0430-\u044f\u4e00\U0001f600-\U0001f64f]"),
+        ("^[^\u0000-\u07bf\u0800-\uffff]$", None, "[^\u0000-\u07bf\u0800-\uffff]"),
+        ("^([\u0100-\u013f]|\ue000|[\U00010000-\U0010fffe]b)$", 1, "[\u0100-\u013f\ue000]"),
+        ("^([a-z]\u00e9?|[\u0080-\U0010ffff]+x)$", 1, "[a-z]"),
+        ("[a-zA-Z]{3}", 3, "[a-zA-Z]"),
+    ],
+)
+def test_an_escape_goes_on_exactly_where_a_character_of_its_digits_fits(pattern, max_length, first):
+    schema = {"type": "string", "pattern": pattern, **({"maxLength": max_length} if max_length else {})}
+    grammar = json_schema(schema).bind(VOCABULARY)
+    every = "".join(chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000)
+    starts = set()
+    for character in re.findall(first, every):
+        units = character.encode("utf-16-be").hex()
+        starts |= {units[:size] for size in range(len(units) + 1)}
+    for high in ("", *"0123456789abcdef", "00", "04", "d83d", "d800", "dbff", "d83e"):
+        for digits in [high, *(high + f"{n:x}" for n in range(0x130))]:
+            if 0 < len(digits) <= 8 and (len(digits) <= 4 or digits[0] == "d"):
+                text = '"\\u' + (digits if len(digits) <= 4 else digits[:4] + "\\u" + digits[4:])
+                after = grammar.advance_bytes(grammar.start, np.frombuffer(text.encode(), np.uint8))
+                assert (after >= 0) == (digits in starts), text

@@ -42,10 +42,12 @@ def test_schema_masks(schema, data, whitespace):
 
 def test_tokens_of_two_items_or_keys_are_decided_by_what_was_written():
     pieces = [b'"', b"a", b'","', b'","a', b'a","', b'":"","', b'a":"","a":', b'":1,"a":', b"1,1,", b"1,1]", b"1]"]
-    pieces += [b'["a","a"', b'["a","b"', b'{"a":1,"a":', b'{"b":1,"a":']
+    pieces += [b'["a","a"', b'["a","b"', b'{"a":1,"a":', b'{"b":1,"a":', b'b",']
     vocabulary = Vocabulary([None, *(bytes([b]) for b in range(256)), *pieces], eos_token_ids=[0])
     for schema, prefixes in (
         ({"type": "array", "uniqueItems": True}, ["", '["', '["a', '["a","', "[1", "[", "[2,1"]),
+        ({"type": "array", "uniqueItems": True, "items": {"enum": ["a", "b"]}}, ["", '["', '["a","', '["b"']),
+        ({"type": "array", "uniqueItems": True, "items": {"pattern": "^[ab]$"}}, ["", '["', '["a","', '["b"']),
         ({"type": "object"}, ["", '{"', '{"a', '{"b":1,"', '{"a":"","']),
         ({"type": "object", "propertyNames": {"not": {"const": "a"}}}, ['{"', '{"b']),
         ({"type": "object", "not": {"propertyNames": {"maxLength": 1}}}, ['{"a', '{"aa', '{"aa":1,"']),
@@ -55,6 +57,27 @@ def test_tokens_of_two_items_or_keys_are_decided_by_what_was_written():
             state = grammar.advance_bytes(grammar.start, np.frombuffer(prefix.encode(), np.uint8))
             assert state >= 0
             assert allowed(grammar, state) == {t for t in range(len(pieces) + 257) if grammar.advance(state, t) >= 0}
+
+
+def test_items_are_told_apart_where_one_token_opens_the_array_and_an_item():
+    pieces = [b'{"', b'": ["', b'", "', b'"]}', b'": [{"a": ["', b'"]}, {"a": ["', b'"]}]}', b'"}, "']
+    vocabulary = Vocabulary([None, *(bytes([b]) for b in range(256)), *pieces], eos_token_ids=[0])
+    ids = {token: i for i, token in enumerate(vocabulary.token_bytes)}
+    schema = {"type": "object", "additionalProperties": {"type": "array", "uniqueItems": True}}
+    for last, good in ((b"y", True), (b"x", False)):
+        for text in (
+            [b'{"', b"k", b'": ["', b"x", b'", "', last, b'"]}'],
+            [b'{"', b"k", b'": [{"a": ["', b"x", b'"]}, {"a": ["', last, b'"]}]}'],
+        ):
+            for with_masks in (True, False):
+                grammar = json_schema(schema).bind(vocabulary)
+                state = grammar.start
+                for piece in text:
+                    may_come = good or piece != text[-1]
+                    assert not with_masks or may_come == (ids[piece] in allowed(grammar, state))
+                    state = grammar.advance(state, ids[piece])
+                    assert (state >= 0) == may_come
+                assert not good or grammar.is_accepting(state)
 
 
 @pytest.mark.parametrize(

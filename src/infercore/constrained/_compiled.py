@@ -38,7 +38,7 @@ NEED = -1
 REFUSED = -2
 
 # Bits of `status` (uint8, one per config).
-KNOWN, ACCEPTS, FROM_PYTHON, RECORDS, PENDING, FREE, HAS_ANY = 1, 2, 4, 8, 16, 32, 64
+KNOWN, ACCEPTS, FROM_PYTHON, RECORDS, PENDING, FREE, HAS_ANY, STRICT = 1, 2, 4, 8, 16, 32, 64, 128
 
 _LARGE = 12  # subtrees of more nodes may be worth a look ahead
 _FAR = 1 << 20  # code points to a bound that no token comes near
@@ -59,7 +59,9 @@ TABLES = (
     Field("native_key", "int32", 5),  # [states] what a state made by compiled code stands for
     Field("native_hash", "int32"),  # open addressing over `native_key`
     Field("char_set", "int64"),  # [states] where one reads a character and returns: the bits covered, see `charsets`
-    Field("pending", "uint8"),  # [states] 1: an undeclared key has just ended here, its text is not yet known
+    Field(
+        "pending", "uint8"
+    ),  # [states] 1: a key or item has just ended here, its text is not yet known; 2: and decides what follows
     Field("edges", "int32", 3),  # [edges] first byte, last byte, target
     Field("free", "int32"),  # [free moves] target
     Field("specs", "int32", 6),  # [specs] of JSON strings
@@ -513,7 +515,7 @@ def _intern_pairs(m, count):
                 if _is_free(m, s):
                     status |= FREE
         elif m.pending[s] != 0:
-            status |= PENDING
+            status |= PENDING if m.pending[s] == 1 else PENDING | STRICT
     if any_at == any_end and any_end > 0:
         status |= HAS_ANY
     m.header[NUM_CONFIGS] = config + 1
@@ -545,6 +547,13 @@ def _start_config(m, state):
 @compiled_in_place
 def _text_step(m, config, code_point):
     """Config of the decoded text after one code point; 0 where refused; NEED with the row that is missing."""
+    return _text_bytes(m, config, code_point, 4)
+
+
+@no_type_check
+@compiled_in_place
+def _text_bytes(m, config, code_point, count):
+    """Config of the decoded text after the first `count` bytes of a code point, or all; as `_text_step`."""
     if code_point < 0x80:
         size = 1
     elif code_point < 0x800:
@@ -553,7 +562,7 @@ def _text_step(m, config, code_point):
         size = 3
     else:
         size = 4
-    for i in range(size):
+    for i in range(min(size, count)):
         if size == 1:
             byte = code_point
         elif i == 0:
@@ -572,12 +581,40 @@ def _text_step(m, config, code_point):
 @no_type_check
 @compiled_in_place
 def _text_range_lives(m, config, low, high, room):
-    """1 if some code point of low..high may come next in the decoded text, what then must follow in `room`; 0; NEED."""
-    code_point = low
+    """1 if some code point of low..high may come next in the decoded text, what then must follow in `room`; 0; NEED.
+
+    Blocks of 64, 4096 or 2**18 whose first bytes are refused, or lead where those of a block before led, are skipped.
+    """
+    code_point = np.int64(low)
+    tried6 = np.int64(0)  # where the first bytes of the last block of 64 led
+    tried12 = np.int64(0)
+    tried18 = np.int64(0)
     while code_point <= high:
         if 0xD800 <= code_point <= 0xDFFF:
-            code_point = 0xE000
+            code_point = np.int64(0xE000)
             continue
+        if code_point >= 0x80 and code_point & 63 == 0:
+            skip = np.int64(0)
+            size = 2 if code_point < 0x800 else (3 if code_point < 0x10000 else 4)
+            for level in range(size - 1, 0, -1):  # 2**(6 * level) code points follow the first bytes
+                block = np.int64(1) << (6 * level)
+                if code_point & (block - 1) != 0:
+                    continue
+                inner = _text_bytes(m, config, code_point, size - level)
+                if inner < 0:
+                    return np.int64(NEED)
+                if inner == 0 or inner == (tried6 if level == 1 else (tried12 if level == 2 else tried18)):
+                    skip = block
+                    break
+                if level == 1:
+                    tried6 = inner
+                elif level == 2:
+                    tried12 = inner
+                else:
+                    tried18 = inner
+            if skip > 0:
+                code_point += skip
+                continue
         after = _text_step(m, config, code_point)
         if after < 0:
             return np.int64(NEED)
@@ -585,19 +622,6 @@ def _text_range_lives(m, config, low, high, room):
             fits = _fits(m, after, room)
             if fits != 0:
                 return np.int64(fits)
-        if code_point >= 0x80 and code_point & 63 == 0:  # skip a block of 64 or 4096 whose first bytes are refused
-            if code_point >= 0x10000:
-                lead = 0xF0 | (code_point >> 18)
-                block = 1 << 18
-            elif code_point >= 0x800:
-                lead = 0xE0 | (code_point >> 12)
-                block = 1 << 12
-            else:
-                lead = 0xC0 | (code_point >> 6)
-                block = 1 << 6
-            if target_of(m, config, lead) == 0:
-                code_point = (code_point // block + 1) * block
-                continue
         code_point += 1
     return np.int64(0)
 
@@ -1253,6 +1277,22 @@ def _stays_alive(m, config, which, height, is_text):
 
 @no_type_check
 @compiled_in_place
+def _doubt(before, byte):
+    """Whether the text of a key or item that is not known yet matters after one more byte of the same token.
+
+    1: it has ended; 2: and a comma has come; 3: it has ended, and decides what may follow; 4: it matters.
+    """
+    if before == 1:
+        return 2 if byte == 0x2C else (0 if byte == 0x5D or byte == 0x7D else 1)
+    if before == 2:
+        return 2 if byte == 0x20 or byte == 0x0A or byte == 0x0D or byte == 0x09 else 4
+    if before == 3:
+        return 4 if byte == 0x2C or byte == 0x5D or byte == 0x7D else 3
+    return before
+
+
+@no_type_check
+@compiled_in_place
 def _walk_trie(m, trie, config, begin, bitmask):
     """Set in `bitmask` every token of `trie` that `config` allows, from trie node `begin` on.
 
@@ -1260,8 +1300,8 @@ def _walk_trie(m, trie, config, begin, bitmask):
         bytes all lead a config to itself is allowed as a whole.
     path: int32 [depths, 7], kept between calls. Column 0 is a config, or IN_STRING: one JSON string, in which nothing
         is interned; then text config, code points, PLAIN or ESCAPE, string spec, and the config where it was entered
-        (for the stacks) follow. Column 6 is 1 behind the end of a key or item whose text is not known yet, 2 where that
-        may matter.
+        (for the stacks) follow. Column 6 says whether the text of a key or item matters that is not known yet, see
+        `_doubt`.
     bitmask, doubts: uint32. In `doubts`, tokens that `bitmask` allows but only `advance` can decide; header[DOUBTS] is
         set to 1 with the first.
     Returns 0 when done; NEED: go on from header[POSITION].
@@ -1289,7 +1329,7 @@ def _walk_trie(m, trie, config, begin, bitmask):
         byte = node_byte[i]
         at = path[depth]
         after = path[depth + 1]
-        after[6] = at[6]
+        after[6] = at[6] if at[6] == 0 else _doubt(at[6], byte)
         if at[0] == IN_STRING:
             target = np.int64(0)
             if at[3] == PLAIN and byte >= 0x20 and byte != 0x22 and byte != 0x5C and m.status[at[1]] & KNOWN:
@@ -1343,7 +1383,7 @@ def _walk_trie(m, trie, config, begin, bitmask):
                 if lives == 1:
                     enter(m, after, closing)
                     if m.status[closing] & PENDING:
-                        after[6] = max(at[6], 1)
+                        after[6] = max(after[6], 3 if m.status[closing] & STRICT else 1)
             else:
                 lives = _in_string(m, at, byte, after)
                 if lives < 0:
@@ -1362,7 +1402,7 @@ def _walk_trie(m, trie, config, begin, bitmask):
                 lives = 1
                 enter(m, after, target)
                 if m.status[target] & PENDING:
-                    after[6] = max(at[6], 1)
+                    after[6] = max(after[6], 3 if m.status[target] & STRICT else 1)
         if lives == 0:
             i = node_skip[i]
             continue
@@ -1402,12 +1442,10 @@ def _walk_trie(m, trie, config, begin, bitmask):
                             bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
                         i = node_skip[i]
                         continue
-        elif at[6] == 1 and (byte == 0x2C or byte == 0x5D or byte == 0x7D):
-            after[6] = 2
         for t in range(tokens_at[i], tokens_at[i + 1]):
             token = token_ids[t]
             bitmask[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
-            if after[6] == 2:
+            if after[6] == 4:
                 doubts[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
                 m.header[DOUBTS] = 1
         i += 1

@@ -242,7 +242,7 @@ class Grammar:
             if config == 0:
                 return -1
             status = machine.tables.status[config]
-            if recording:
+            if recording or machine.records_all:  # or an array was reached in this step whose items are to be kept
                 text += data[begin:at].tobytes()
             if status & c.PENDING:
                 config = self._resolve(config, text)

@@ -93,7 +93,7 @@ class ArrayStates:
     def _expand_unknown(self, state: int, memory: _Memory) -> None:
         """Define the state behind an item whose value is not known yet."""
         self._define_marks(state, memory)
-        self.machine.tables.pending[state] = 1
+        self.machine.tables.pending[state] = 1 if self._never_run_out(memory) else 2
         self.machine.pending_keys[state] = lambda text: self._known(
             replace(memory, values=memory.values | {canonical(last_item(text))})
         )
@@ -120,6 +120,10 @@ class ArrayStates:
         return memory.position >= self.low and all(
             count >= low for count, (_, _, low, _) in zip(memory.counts, self.counted, strict=True)
         )
+
+    def _never_run_out(self, memory: _Memory) -> bool:
+        """Whether there is one more value for the next item, whatever has come before."""
+        return any(self.context.has_endless_strings(literals) for literals, _ in self._items(memory))
 
     def _may_go_on(self, memory: _Memory) -> bool:
         if self.high is not None and memory.position >= self.high:

@@ -150,6 +150,14 @@ class Context:
             self._empty[conjunction] = empty
         return empty
 
+    def has_endless_strings(self, literals: Iterable[Literal]) -> bool:
+        """Whether strings of any length satisfy every literal; False where patterns would have to be looked at."""
+        kept = {"min_length", "note"}
+        return any(
+            all(atom[0] in kept or (atom[0] == "in" and not atom[2]) for atom in alternative)
+            for alternative in self.forms.of_all(conjoin(literals), "string")
+        )
+
     def _is_plain(self, index: int) -> bool:
         """Whether something simple satisfies the schema at a place, as its keywords tell."""
         plain = self._plain.get(index)

@@ -295,7 +295,7 @@ class ObjectStates:
         then = [(value, self.context.space(self._state("after", after))) for value, after in options]
         self.context.define_colon(state, then)
         if not declared and key is None:
-            self.machine.tables.pending[state] = 1
+            self.machine.tables.pending[state] = 2
             self.machine.pending_keys[state] = lambda text: self._resolved(config, memory, last_string(text))
 
     def _resolved(self, config: int, memory: _Memory, key: str) -> int:

@@ -7,7 +7,32 @@ from typing import Any
 
 def last_string(text: bytes) -> str:
     """The JSON string whose closing quote `text` ends in; its opening quote may be missing."""
-    begin = len(text) - 1
+    begin = _opening_quote(text, len(text) - 1)
+    return str(json.loads(b'"' + text[begin + 1 : -1] + b'"'))
+
+
+def last_item(text: bytes) -> Any:
+    """The last item, whole, of the innermost array that is open at the end of `text`; the array may begin before it."""
+    at = len(text)
+    depth = 0
+    while at > 0:
+        at -= 1
+        byte = text[at]
+        if byte == 0x22:
+            at = _opening_quote(text, at)
+        elif byte in b"]}":
+            depth += 1
+        elif byte in b"[{" and depth > 0:
+            depth -= 1
+        elif byte in b"[," and depth == 0:
+            at += 1
+            break
+    return json.loads(text[max(at, 0) :], parse_float=_Decimal)
+
+
+def _opening_quote(text: bytes, closing: int) -> int:
+    """Where the JSON string begins whose closing quote is at `closing`; -1: before `text`."""
+    begin = closing
     while begin > 0:
         begin -= 1
         if text[begin] == 0x22:
@@ -15,30 +40,8 @@ def last_string(text: bytes) -> str:
             while begin - escapes > 0 and text[begin - escapes - 1] == 0x5C:
                 escapes += 1
             if escapes % 2 == 0:
-                break
-    else:
-        begin = -1
-    return str(json.loads(b'"' + text[begin + 1 : -1] + b'"'))
-
-
-def last_item(text: bytes) -> Any:
-    """The last item, whole, of the innermost array that is open at the end of `text`."""
-    starts = [0]  # for each open container: where its latest item or value begins
-    at = 0
-    while at < len(text):
-        byte = text[at]
-        if byte == 0x22:
-            at += 1
-            while text[at] != 0x22:
-                at += 2 if text[at] == 0x5C else 1
-        elif byte in b"[{":
-            starts.append(at + 1)
-        elif byte in b"]}":
-            starts.pop()
-        elif byte in b",:":
-            starts[-1] = at + 1
-        at += 1
-    return json.loads(text[starts[-1] :], parse_float=_Decimal)
+                return begin
+    return -1
 
 
 class _Decimal(str):
