@@ -89,8 +89,13 @@ def write_kv(capability: int):
 def move_kv(capability: int):
     types = {"src_ptr": "*bf16", "dst_ptr": "*bf16", "src_slots_ptr": "*i64", "dst_slots_ptr": "*i64"}
     kernel = _module("move_kv")._copy_slots_kernel
-    return tuple(
-        compile_kernel(kernel, capability, types, {"WIDTH": 1024, "BLOCK": 1024, "GATHER": g}) for g in (True, False)
+    together = _module("move_kv", "triton_layers")._move_slots_kernel
+    return (
+        *(
+            compile_kernel(kernel, capability, types, {"WIDTH": 1024, "BLOCK": 1024, "GATHER": g})
+            for g in (True, False)
+        ),
+        compile_kernel(together, capability, {"table_ptr": "*i64", "moves_ptr": "*i64"}, {"BLOCK": 256}, num_stages=1),
     )
 
 

@@ -1,11 +1,12 @@
 """`write_kv`, `move_kv` and `apply_token_bitmask_`: bit-for-bit laws and the doors' errors."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infercore.kernels import apply_token_bitmask, apply_token_bitmask_, move_kv, write_kv
+from infercore.kernels import apply_token_bitmask, apply_token_bitmask_, move_kv, slot_mover, write_kv
 
 IMPLS = ["reference", "triton"]  # triton: under its interpreter, see tests/conftest.py
 
@@ -42,6 +43,9 @@ def test_write_kv_copies_bits_of_strided_rows(impl, dtype):
     assert torch.equal(k_pages.view(28, 2, 3)[[27, 0, 5, 6, 7, 8]], k)
     assert torch.equal(v_pages.view(28, 2, 5)[[0, 5, 6, 7, 8]], v[1:])
     assert torch.isnan(v_pages.view(28, 2, 5)[27, 0, 0])
+
+
+SHAPES = [(2, 5, torch.float32), (1, 6, torch.bfloat16), (3, 300, torch.float32), (2, 2, torch.int8)]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -102,3 +106,28 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written():
     with pytest.raises(ValueError, match="needs 3; allocate it with"):
         apply_token_bitmask_(torch.zeros(2, 65), torch.zeros(2, 2, dtype=torch.int32))
     assert torch.equal(k_pages, before)
+
+
+@given(data=st.data(), n=st.integers(1, 12))
+def test_slots_of_all_layers_move_at_once_or_not_at_all(data, n):
+    from infercore.kernels.move_kv.triton_layers import SlotMover, fits
+
+    tensors = [torch.randn(4, 7, heads, dim).mul(9).to(dtype) for heads, dim, dtype in SHAPES]
+    assert fits(tensors)
+    before = [t.view(28, -1).clone() for t in tensors]
+    src = data.draw(st.lists(st.integers(0, 27), min_size=n, max_size=n))
+    dst = data.draw(st.lists(st.integers(0, 27), min_size=n, max_size=n, unique=True))
+    later = any(dst[i] == src[j] for i in range(n) for j in range(i + 1, n))
+    assert SlotMover(tensors)(np.array(src), np.array(dst)) is not later
+    for tensor, old in zip(tensors, before, strict=True):
+        expected = old.clone()
+        if not later:
+            expected[dst] = old[src]
+        assert torch.equal(tensor.view(28, -1), expected)
+
+
+def test_who_moves_all_layers_wants_words_and_a_gpu():
+    from infercore.kernels.move_kv.triton_layers import fits
+
+    assert slot_mover([torch.zeros(2, 4, 1, 2)]) is None
+    assert not fits([torch.zeros(2, 4, 1, 3).half()])

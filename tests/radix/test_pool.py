@@ -39,6 +39,31 @@ def test_moves_read_everything_before_they_write() -> None:
     pool.move_slots(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
+def test_a_mover_of_all_layers_is_asked_first_and_made_anew_when_a_layer_came() -> None:
+    made, moved = [], []
+
+    def make(tensors):
+        made.append(len(tensors))
+
+        def move(src, dst):
+            moved.append((src.tolist(), dst.tolist()))
+            return len(src) == 1
+
+        return move
+
+    pool = KVPool(3, 4, make_mover=make)
+    k, _ = pool.layer(0, torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    k.view(-1).copy_(torch.arange(12))
+    pool.move_slots(np.asarray([5]), np.asarray([4]))
+    assert k.view(-1)[4] == 4  # the mover said that it did it
+    pool.move_slots(np.asarray([5, 6]), np.asarray([4, 5]))
+    assert k.view(-1)[4:6].tolist() == [5, 6]
+    pool.layer(1, torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    pool.move_slots(np.asarray([5]), np.asarray([4]))
+    assert made == [2, 4]
+    assert moved == [([5], [4]), ([5, 6], [4, 5]), ([5], [4])]
+
+
 def test_pages_are_zeroed_only_where_poison_could_be() -> None:
     pages = np.asarray([1], np.int32)
     pool = KVPool(3, 4)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from infercore import __version__
+from infercore.hf.graphs import StepGraphs
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows, build_plan
 from infercore.radix import KVPool, PrefixCache
@@ -17,19 +18,25 @@ _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 
 def cost_curve(
-    model: PackedModel, *, context_len: int = 256, refresh: bool = False, folder: Path | None = None
+    model: PackedModel,
+    *,
+    graphs: StepGraphs | None = None,
+    context_len: int = 256,
+    refresh: bool = False,
+    folder: Path | None = None,
 ) -> CostCurve:
     """The curve of `model` for one sequence behind `context_len` tokens: from the cache, else measured and saved there.
 
     Args:
+        graphs: those that steps run by, if any.
         refresh: measure even if the cache has one.
         folder: of the cache; None takes the user's.
     Cost: 66 forwards of 1 to 64 rows where nothing is cached.
     """
-    key = _key(model, context_len)
+    key = _key(model, context_len) + (", by graphs" if graphs is not None and graphs.reason is None else "")
     if not refresh and (known := CostCurve.load(key, folder=folder)) is not None:
         return known
-    curve = CostCurve.measure(_Forwards(model, context_len), rows=_ROWS)
+    curve = CostCurve.measure(_Forwards(model, graphs, context_len), rows=_ROWS)
     curve.save(key, folder=folder)
     return curve
 
@@ -37,10 +44,12 @@ def cost_curve(
 class _Forwards:
     """Runs forwards of n rows, the last n - 1 of them a draft, in a pool of its own."""
 
-    def __init__(self, model: PackedModel, context_len: int) -> None:
+    def __init__(self, model: PackedModel, graphs: StepGraphs | None, context_len: int) -> None:
         self._model = model
         num_pages = -(-(context_len + _ROWS[-1]) // _PAGE_SIZE) + 2
         self._pool = KVPool(num_pages, _PAGE_SIZE)
+        most = num_pages * _PAGE_SIZE
+        self._graphs = None if graphs is None else graphs.over(self._pool, max_seqs=1, max_tokens=most)
         self._sequence = PrefixCache(num_pages, _PAGE_SIZE, store=self._pool).open()
         token_ids = np.random.default_rng(0).integers(0, model.vocab_size, context_len).astype(np.int32)
         self._run(token_ids, TokenTree.empty())
@@ -55,7 +64,9 @@ class _Forwards:
         slots = self._sequence.append(len(token_ids) + tree.num_nodes)
         rows = Rows(self._sequence, token_ids, tree, slots, len(token_ids) - 1)
         with torch.no_grad(), self._model.faster(len(slots)):
-            logits = self._model.forward(build_plan([rows], self._pool, self._model.device))
+            logits = self._graphs.forward([rows]) if self._graphs is not None else None
+            if logits is None:
+                logits = self._model.forward(build_plan([rows], self._pool, self._model.device))
             logits.argmax(-1).cpu()  # on a GPU this waits for the forward
 
 

@@ -26,6 +26,7 @@ from infercore.hf.stats import EngineStats
 from infercore.hf.step import Stepper
 from infercore.hf.stopping import Tokenizer
 from infercore.hf.stream import StreamChunk, StreamReader
+from infercore.kernels import slot_mover
 from infercore.radix import KVPool, Policy, PrefixCache
 from infercore.sampling import SamplingParams
 from infercore.speculative import Controller, CostCurve, Drafter
@@ -79,7 +80,7 @@ class Engine:
         self._model = PackedModel(model)
         self.tokenizer: Tokenizer | None = tokenizer
         pages = num_pages or default_num_pages(self.bytes_per_token * page_size, page_size, self.device)
-        self.pool = KVPool(pages, page_size)
+        self.pool = KVPool(pages, page_size, make_mover=slot_mover)
         self.cache = PrefixCache(pages, page_size, store=self.pool, policy=policy, poison=poison)
         self.stats = EngineStats()
         self._scheduler = Scheduler(self.cache, max_running=max_running)
@@ -269,7 +270,7 @@ class Engine:
         none learns it from the steps, which takes a few dozen of them.
         """
         with self._lock:
-            return cost_curve(self._model, refresh=refresh)
+            return cost_curve(self._model, graphs=self._stepper.graphs, refresh=refresh)
 
     def warmup(self, *, batch: int | None = None, rows: int | None = None, progress: bool = True) -> float:
         """Capture CUDA graphs and compile kernels ahead; returns the seconds it took.

@@ -9,12 +9,15 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from infercore.hf.fused_products import GroupProducts
 from infercore.kernels import linear_group
+
+_made: "WeakKeyDictionary[nn.Module, FusedLayers]" = WeakKeyDictionary()
 
 
 class FusedLayers:
@@ -35,6 +38,13 @@ class FusedLayers:
             {"post_grad_custom_pre_pass": GroupProducts()} if backend == "inductor" else None
         )
         self._compiled: dict[type, Callable[..., Any]] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "FusedLayers":
+        """Those of `model`, made once: whoever captures it shares what is compiled."""
+        if model not in _made:
+            _made[model] = cls(model)
+        return _made[model]
 
     @property
     def num_layers(self) -> int:

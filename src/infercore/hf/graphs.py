@@ -109,6 +109,17 @@ class StepGraphs:
                 self._capture(bucket)
         return time.perf_counter() - start
 
+    def over(self, pool: KVPool, *, max_seqs: int, max_tokens: int) -> "StepGraphs":
+        """Graphs of the same kind over another pool."""
+        return StepGraphs(
+            self._model,
+            pool,
+            max_seqs=max_seqs,
+            max_tokens=max_tokens,
+            fused=self._fused,
+            capture=self._capture_forward,
+        )
+
     def clear(self) -> None:
         """Drop all graphs: the weights they were captured with are gone."""
         self._replays.clear()
@@ -182,7 +193,7 @@ def step_graphs(
     """The graphs of an engine; None on a CPU, or where they are not wanted. `wanted` None: on a GPU."""
     if model.device.type != "cuda" or wanted is False:
         return None
-    fused = FusedLayers(model.model) if fuse_layers else None
+    fused = FusedLayers.of(model.model) if fuse_layers else None
     return StepGraphs(model, pool, max_seqs=max_seqs, max_tokens=max_tokens, fused=fused)
 
 

@@ -18,7 +18,7 @@ order: `write_kv`, `move_kv`, `token_bitmask`, `verify_tree`, `linear`, `linear_
 from infercore.kernels.impl import Impl
 from infercore.kernels.linear import linear
 from infercore.kernels.linear_group import linear_group
-from infercore.kernels.move_kv import move_kv
+from infercore.kernels.move_kv import move_kv, slot_mover
 from infercore.kernels.paged_prefill import paged_prefill
 from infercore.kernels.token_bitmask import apply_token_bitmask, apply_token_bitmask_
 from infercore.kernels.tree_attention import PreparedRows, prepare, tree_attention
@@ -36,6 +36,7 @@ __all__ = [
     "move_kv",
     "paged_prefill",
     "prepare",
+    "slot_mover",
     "tree_attention",
     "verify_tree",
     "write_kv",

@@ -1,5 +1,6 @@
 """The tensors that hold K and V of every page, one pair per layer."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +9,8 @@ from jaxtyping import Int32, Int64
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    SlotMover = Callable[[np.ndarray, np.ndarray], bool]
 
 
 class KVPool:
@@ -25,12 +28,15 @@ class KVPool:
         dtype: "torch.dtype | None" = None,
         device: "torch.device | str | None" = None,
         zero_on_alloc: bool | None = None,
+        make_mover: "Callable[[list[Tensor]], SlotMover | None] | None" = None,
     ) -> None:
         """
         Args:
             dtype, device: of every layer; None takes those of the layer's first write.
             zero_on_alloc: zero a page when it is handed out. None: only once pages have been poisoned, because what
                 stands in a page otherwise is zeros or old rows, finite both.
+            make_mover: makes, of the tensors of all layers, what moves slots in all of them at once
+                (`infercore.kernels.slot_mover`); it gives False for moves that it leaves to the pool.
         """
         if num_pages < 2 or page_size < 1:
             raise ValueError(f"num_pages {num_pages}, page_size {page_size}; expected at least 2 and 1")
@@ -41,6 +47,8 @@ class KVPool:
         self.zero_on_alloc = zero_on_alloc
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._poisoned = False
+        self._make_mover = make_mover
+        self._mover: tuple[int, SlotMover | None] | None = None
 
     def layer(
         self, layer_idx: int, k_like: "Tensor | None" = None, v_like: "Tensor | None" = None
@@ -81,6 +89,8 @@ class KVPool:
     def move_slots(self, src: Int64[np.ndarray, "n"], dst: Int64[np.ndarray, "n"]) -> None:
         """Copy rows `src` to rows `dst` in every layer, as if all were read before any is written."""
         if len(src) == 0:
+            return
+        if self._moved_together(src, dst):
             return
         for tensor, at in self._each_tensor(np.stack([src, dst])):
             rows = tensor.view(-1, *tensor.shape[2:])
@@ -140,6 +150,16 @@ class KVPool:
             k_like, v_like = (tensors[f"layer.{layer_idx}.{h}"][:, 0] for h in "kv")
             tensor = self.layer(layer_idx, k_like, v_like)["kv".index(half)]
             tensor[at.to(tensor.device)] = tensors[name].to(tensor.device)
+
+    def _moved_together(self, src: Int64[np.ndarray, "n"], dst: Int64[np.ndarray, "n"]) -> bool:
+        """Let `make_mover`'s mover do it, if it can; it is made anew when a layer came."""
+        if self._make_mover is None:
+            return False
+        if self._mover is None or self._mover[0] != len(self.layers):
+            mover = self._make_mover([tensor for pair in self.layers.values() for tensor in pair])
+            self._mover = len(self.layers), mover
+        mover = self._mover[1]
+        return mover is not None and mover(src, dst)
 
     def _each_tensor(self, index: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> "list[tuple[Tensor, Tensor]]":
         """Every K and V with `index` on its device, which is copied there once per device."""

@@ -1,17 +1,22 @@
 """`move_kv`: copy keys and values between slots of the pool: compaction of accepted drafts, copy-on-write of a page.
 
-Files: `reference.py`, `triton.py`.
+`slot_mover` does it in all layers of a pool with one launch. Files: `reference.py`, `triton.py`, `triton_layers.py`.
 
     move_kv(k_pages, v_pages, src_slots=torch.tensor([37, 41]), dst_slots=torch.tensor([35, 36]))
+    pool = KVPool(num_pages, make_mover=slot_mover)
 """
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infercore.kernels.impl import Impl, choose_impl
 from infercore.kernels.move_kv.reference import move_kv as _reference
 
-__all__ = ["move_kv"]
+__all__ = ["move_kv", "slot_mover"]
 
 
 def move_kv(
@@ -51,3 +56,22 @@ def move_kv(
     from infercore.kernels.move_kv.triton import move_kv as on_gpu
 
     on_gpu(k_pages, v_pages, src_slots, dst_slots)
+
+
+def slot_mover(
+    tensors: Sequence[Float[Tensor, "num_pages page_size heads dim"]],
+) -> Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], bool] | None:
+    """What moves slots in all of these at once: `mover(src, dst)` copies slot `src[i]` to `dst[i]` in each of them.
+
+    It gives False, and has done nothing, where a destination is a source of a later move: these cannot go one by one.
+
+    Args:
+        tensors: K and V of every layer, contiguous; they may differ in heads, sizes and dtypes.
+    Returns: None on a CPU, on several devices, or where a slot is no multiple of 4 bytes.
+    Cost: one launch, whatever the number of layers.
+    """
+    if not tensors or not tensors[0].is_cuda:
+        return None
+    from infercore.kernels.move_kv.triton_layers import SlotMover, fits
+
+    return SlotMover(tensors) if fits(tensors) else None

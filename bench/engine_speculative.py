@@ -1,0 +1,214 @@
+"""Does training-free speculation pay on a GPU, where plain decoding runs by CUDA graphs without gaps?
+
+    python bench/engine_speculative.py --traces FILE [--questions 24] [--save FILE]       # needs a CUDA GPU
+
+SmolLM2-135M-Instruct in bfloat16 on Spec-Bench questions, greedy, one at a time and eight together: Hugging Face's
+`generate`, our engine plain, with drafts of fixed sizes, with the controller. Decoding is timed, from the first token
+of the last prompt on. Contestants take turns on each question. Prompts come from the traces that
+`bench/speculative.py record` writes; nothing else in them is used.
+
+Every first difference from Hugging Face's eager greedy output is judged: rounding explains it if its two tokens are no
+further apart in float32 than twice the error of Hugging Face's own bfloat16 forward there. Those of Hugging Face's
+compiled decoding are counted alike, to compare.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from infercore.demo.fetch import ensure_smollm2
+from infercore.hf import Engine
+from infercore.speculative import Drafter, RecyclingDrafter, SpeedController, SuffixDrafter, Union
+
+VOCAB_SIZE = 49152
+DRAFTERS: dict[str, Any] = {
+    "suffix": SuffixDrafter,
+    "suffix + recycling": lambda: Union(SuffixDrafter(), RecyclingDrafter(VOCAB_SIZE)),
+}
+FIXED = (8, 16, 32)
+
+
+class Ours:
+    """One engine, whose drafter goes on learning from question to question."""
+
+    def __init__(self, model: Any, drafter: Drafter | None, nodes: int, controller: Any = None) -> None:
+        self.engine = Engine(model, num_pages=4000, fuse_layers=True, controller=controller, max_running=8)
+        self.drafter, self.nodes = drafter, nodes
+        self.seconds, self.tokens, self.steps = 0.0, 0, 0
+        self.sums: dict[str, float] = defaultdict(float)
+
+    def run(self, prompts: list[list[int]], new: int) -> list[list[int]]:
+        engine = self.engine
+        engine.cache.clear()
+        handles = [
+            engine.submit(engine.request(p, max_new_tokens=new, drafter=self.drafter, max_draft_nodes=self.nodes))[0]
+            for p in prompts
+        ]
+        while any(not h.is_done and not len(h.output_ids) for h in handles):
+            engine.step()
+        engine.stats.reset()
+        torch.cuda.synchronize()
+        before = sum(len(h.output_ids) for h in handles)
+        start = time.perf_counter()
+        while engine.num_unfinished:
+            engine.step()
+        self.seconds += time.perf_counter() - start
+        self.tokens += sum(len(h.token_ids) for h in handles) - before
+        self.steps += engine.stats.num_forwards
+        for name, value in engine.stats.as_dict().items():
+            self.sums[name] += value
+        return [h.token_ids for h in handles]
+
+    def row(self, plain: "Ours", hf: float) -> str:
+        each, base = self.seconds / self.tokens, plain.seconds / plain.tokens
+        accept = 1 + self.sums["num_accepted_tokens"] / max(1, self.sums["num_sampling_turns"])
+        parts = " / ".join(
+            f"{self.sums[k] / self.steps * 1e3:.2f}"
+            for k in ("forward_time_s", "choose_time_s", "draft_time_s", "overhead_s")
+        )
+        return (
+            f"{1 / each:.0f} | {base / each:.2f} | {1 / each / hf:.1f} | {accept:.2f} | "
+            f"{self.seconds / self.steps * 1e3:.2f} | {parts} |"
+        )
+
+
+def hugging_face(model: Any, prompts: list[list[int]], new: int, **options: Any) -> tuple[list[list[int]], float]:
+    """Outputs of one padded batch, without padding and end, and seconds."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[2] * (longest - len(p)) + p for p in prompts], device="cuda")
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device="cuda")
+    model.set_attn_implementation("sdpa")
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, **options)[:, longest:]
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    model.set_attn_implementation("infercore")
+    eos = model.generation_config.eos_token_id
+    return [row[: row.index(eos) + 1] if eos in row else row for row in out.tolist()], seconds
+
+
+class Judge:
+    """Which first differences rounding explains."""
+
+    def __init__(self, model: Any, path: Path) -> None:
+        self.model = model
+        self.exact = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).cuda().eval()
+
+    def __call__(self, prompt: list[int], mine: list[int], theirs: list[int]) -> tuple[int, float, float] | None:
+        """Where they differ first, the float32 gap of the two tokens there, twice Hugging Face's error; None: equal."""
+        if mine == theirs:
+            return None
+        at = next(
+            (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
+        )
+        ids = torch.tensor([prompt + theirs[:at]], device="cuda")
+        self.model.set_attn_implementation("sdpa")
+        half = self.model(ids).logits[0, -1].float()
+        self.model.set_attn_implementation("infercore")
+        full = self.exact(ids).logits[0, -1]
+        a, b = mine[at], theirs[at]
+        return at, float((full[a] - full[b]).abs()), 2 * float((half - full)[[a, b]].abs().max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--traces", type=Path, required=True)
+    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--quick", action="store_true", help="no outputs of Hugging Face, no exactness")
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--commit", help="named in the header, where there is no git")
+    args = parser.parse_args()
+    path = ensure_smollm2()
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).cuda().eval()
+    by_group: dict[str, list[Any]] = defaultdict(list)
+    for line in args.traces.read_text().splitlines():
+        trace = json.loads(line)
+        by_group[trace["category"]].append(trace)
+    groups = ["translation", "summarization", "qa", "math_reasoning", "rag", "writing", "roleplay", "coding"]
+    traces = [t for some in zip(*(by_group[g] for g in groups), strict=False) for t in some][: args.questions]
+    prompts = [t["prompt_ids"] for t in traces]
+    lines = [header(args, len(prompts)), ""]
+
+    def show(*new: str) -> None:
+        lines.extend(new)
+        print(*new, sep="\n", flush=True)
+        if args.save:
+            args.save.write_text("\n".join(lines) + "\n")
+
+    _, seconds = hugging_face(model, prompts[:1], 4)
+    outs, seconds = hugging_face(model, prompts[:1], 24)
+    hf = len(outs[0]) / seconds
+    outputs: dict[int, dict[str, list[list[int]]]] = {}
+    for batch in (1, 8):
+        contestants = {"plain": Ours(model, None, 0)}
+        for name, make in DRAFTERS.items():
+            for nodes in FIXED if batch == 1 else FIXED[:2]:
+                contestants[f"{name}, {nodes} nodes"] = Ours(model, make(), nodes)
+        controlled = Ours(model, DRAFTERS["suffix + recycling"](), 32, SpeedController())
+        contestants["suffix + recycling, controller"] = controlled
+        controlled.engine.controller.curve = controlled.engine.cost_curve(refresh=True)
+        for c in contestants.values():
+            c.run(prompts[-batch:], 48)  # captures
+            c.run(prompts[-batch:], 48)
+            c.seconds, c.tokens, c.steps = 0.0, 0, 0
+            c.sums.clear()
+        outputs[batch] = {name: [] for name in contestants}
+        names = list(contestants)
+        for i in range(0, len(prompts), batch):
+            turn = (i // batch) % len(names)
+            for name in names[turn:] + names[:turn]:
+                outputs[batch][name] += contestants[name].run(prompts[i : i + batch], args.new)
+        show(
+            "", f"Batch {batch}. Hugging Face `generate`, one prompt: {hf:.0f} tokens/s.", "",
+            "| decoding | tokens/s | over plain | over HF | accept length | ms a step | start / wait / draft / rest |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+            *(f"| {name} | {c.row(contestants['plain'], hf)}" for name, c in contestants.items()),
+        )  # fmt: skip
+        if batch == 1:
+            show("", contestants["suffix + recycling, controller"].engine.report())
+        del contestants, controlled
+        torch.cuda.empty_cache()
+    if args.quick:
+        return
+    eager, compiled = [], []
+    for i in range(0, len(prompts), 24):
+        eager += hugging_face(model, prompts[i : i + 24], args.new)[0]
+        compiled += hugging_face(model, prompts[i : i + 24], args.new, cache_implementation="static")[0]
+    judge = Judge(model, path)
+    show(
+        "", f"First differences from Hugging Face's eager greedy outputs (padded batch) in {len(prompts)}:", "",
+        "| decoding | outputs that differ | explained by rounding | largest gap / bound |", "| --- | --- | --- | --- |",
+    )  # fmt: skip
+    sides = {"HF, static cache and compiled": compiled}
+    sides |= {f"{name}, batch {batch}": outs for batch, some in outputs.items() for name, outs in some.items()}
+    for name, outs in sides.items():
+        found = [judge(p, m, t) for p, m, t in zip(prompts, outs, eager, strict=True)]
+        differ = [f for f in found if f is not None]
+        fine = sum(gap <= bound for _, gap, bound in differ)
+        worst = max((gap / bound for _, gap, bound in differ), default=0.0)
+        show(f"| {name} | {len(differ)} | {fine} | {worst:.2f} |")
+
+
+def header(args: argparse.Namespace, num_questions: int) -> str:
+    commit = (
+        args.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+    )
+    return (
+        f"# Speculation on a GPU\n\n{torch.cuda.get_device_name()} | torch {torch.__version__} | transformers "
+        f"{transformers.__version__} | commit {commit.strip()} | SmolLM2-135M-Instruct, bfloat16 | {num_questions} "
+        f"Spec-Bench questions, {args.new} new tokens, greedy, decoding only | layers fused, all steps by graphs"
+    )
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()
