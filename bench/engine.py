@@ -1,23 +1,28 @@
 """How fast is the engine on a GPU with an 8B-shaped Llama of random weights, beside Hugging Face's `generate`?
 
-    python bench/engine.py [--save FILE] [--layers 32]      # needs a CUDA GPU
+    python bench/engine.py [--save FILE] [--layers 32] [--tiktoken FILE]      # needs a CUDA GPU
 
-Greedy decoding behind prompts of 512 random tokens at batch 1, 8 and 32; a verification step of 64 tree rows beside a
-step of one row; time to the first token behind a prefix of 4096 tokens, cold and warm. Decoding is timed from the first
-token of the last prompt on. Floor: the weights read once a step at 3.11 TB/s.
+Greedy decoding behind prompts of 512 random tokens at batch 1, 8 and 32, beside Hugging Face's three ways; a
+verification step of 64 tree rows beside a step of one row; time to the first token behind a prefix of 4096 tokens, cold
+and warm; the cost of a grammar in every request; where a step's time goes. Decoding is timed from the first token of
+the last prompt on. Floor: the weights read once a step at 3.11 TB/s.
 """
 
 import argparse
+import base64
 import itertools
+import json
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
+from infercore.constrained import Vocabulary, json_schema
 from infercore.hf import Engine
 from infercore.hf.fused_layers import FusedLayers
 from infercore.hf.graphs import StepGraphs
@@ -51,9 +56,10 @@ def prompts(batch: int, length: int, seed: int) -> list[list[int]]:
     return np.random.default_rng(seed).integers(10, 100_000, (batch, length)).tolist()
 
 
-def decode(engine: Engine, batch: int, new: int, seed: int) -> dict[str, float]:
+def decode(engine: Engine, batch: int, new: int, seed: int, **options: object) -> dict[str, float]:
     """Tokens per second once all prompts are computed, and milliseconds a step."""
-    handles = [engine.submit(engine.request(p, max_new_tokens=new))[0] for p in prompts(batch, PROMPT, seed)]
+    requests = [engine.request(p, max_new_tokens=new, **options) for p in prompts(batch, PROMPT, seed)]
+    handles = [engine.submit(request)[0] for request in requests]
     while any(h._state.num_output == 0 for h in handles):
         engine.step()
     engine.stats.reset()
@@ -120,7 +126,7 @@ class Steps:
         pages = -(-(context + 128) // 16) + 2
         self.pool = KVPool(pages, 16)
         self.sequence = PrefixCache(pages, 16, store=self.pool).open()
-        fused = FusedLayers(model)
+        fused = FusedLayers.of(model)
         self.graphs = StepGraphs(self.packed, self.pool, max_seqs=1, max_tokens=pages * 16, fused=fused)
         with torch.no_grad():
             for first in range(0, context, 128):
@@ -161,14 +167,136 @@ def first_token_s(engine: Engine, prompt: list[int]) -> float:
     return time.perf_counter() - start
 
 
+def hf_static(model: transformers.PreTrainedModel, new: int) -> float:
+    """Seconds a token with a static cache and the compiled forward that `generate` makes of it, batch 1."""
+    ids = torch.tensor(prompts(1, PROMPT, 1), device="cuda")
+    model.set_attn_implementation("sdpa")
+    seconds = []
+    options = {"do_sample": False, "cache_implementation": "static"}
+    for count in (new, new, 2 * new, 2 * new):  # the first of each length compiles and captures
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **options)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    model.set_attn_implementation("infercore")
+    return (seconds[3] - seconds[1]) / new
+
+
+def hf_paged(model: transformers.PreTrainedModel, batch: int, new: int) -> float:
+    """Seconds a step of `generate_batch`, from the difference of two lengths."""
+    inputs = prompts(batch, PROMPT, 1)
+    model.set_attn_implementation("sdpa")
+    seconds = []
+    for count in (2, new, 2 * new):
+        config = transformers.GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        model.generate_batch(inputs=inputs, generation_config=config)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    model.set_attn_implementation("infercore")
+    return (seconds[2] - seconds[1]) / new
+
+
+def tiktoken_vocabulary(path: Path) -> Vocabulary:
+    """Llama-3's token bytes; its special tokens are ids behind them."""
+    ranks = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    tokens: list[bytes | None] = [None] * 128_256
+    for token, rank in ranks:
+        tokens[int(rank)] = base64.b64decode(token)
+    return Vocabulary(tokens, eos_token_ids=[128_009])
+
+
+SCHEMA = {
+    "type": "array",
+    "minItems": 1000,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 5, "maxLength": 40},
+            "count": {"type": "integer", "minimum": 0, "maximum": 100_000},
+            "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 2, "maxItems": 4},
+        },
+        "required": ["name", "count", "tags"],
+        "additionalProperties": False,
+    },
+}
+
+
+def grammar_cost(engine: Engine, batch: int, new: int) -> tuple[float, float]:
+    """Milliseconds a step without and with a grammar in every request, one after the other, rounds in turn."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    grammar = json_schema(SCHEMA)
+    for r in range(4):
+        for constrained in (False, True):
+            more = {"grammar": grammar, "jump_forward": False} if constrained else {}
+            got = decode(engine, batch, new, seed=300 + r, **more)
+            if r:  # the first round visits the grammar's states for the first time
+                times[constrained].append(got["step_ms"])
+    return statistics.median(times[False]), statistics.median(times[True])
+
+
+KINDS = {
+    "weights": ("linear_group", "nvjet", "gemm", "gemv", "cutlass", "splitK"),
+    "attention": ("_attend", "_merge", "_plan_kernel", "_write_kv"),
+}
+
+
+def split(engine: Engine, batch: int) -> dict[str, float]:
+    """Milliseconds of a decoding step by kind of kernel, and the gap to the next step."""
+    decode(engine, batch, 6, seed=5)
+    graphs = engine._stepper.graphs
+    assert graphs is not None
+    (replay,) = [r for b, r in graphs._replays.items() if (b.num_rows, b.num_seqs, b.has_tree) == (batch, batch, False)]
+    replay()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(3):
+            replay()
+        torch.cuda.synchronize()
+    parts = {"weights": 0.0, "attention": 0.0, "small kernels": 0.0}
+    for event in profile.key_averages():
+        kind = next((k for k, names in KINDS.items() if any(n in event.key for n in names)), "small kernels")
+        parts[kind] += event.device_time_total / 3e3
+    gap = gap_us(engine, batch) / 1e3
+    step = decode(engine, batch, 64, seed=6)["step_ms"]
+    return parts | {"between graphs": gap, "a step": step}
+
+
+def compaction(engine: Engine) -> tuple[float, float]:
+    """Microseconds on the GPU and on the host to move eight accepted rows down in all layers."""
+    source, target = np.arange(40, 56, 2), np.arange(36, 44)
+    move = engine.pool.move_slots
+    for _ in range(3):
+        move(source, target)
+    torch.cuda.synchronize()
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(20_000_000)  # the launches below stand in line, so that the events time the GPU alone
+    start.record()
+    begin = time.perf_counter()
+    for _ in range(20):
+        move(source, target)
+    host = (time.perf_counter() - begin) / 20
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 20 * 1e3, host * 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--save", metavar="FILE", help="also write the table there")
+    parser.add_argument(
+        "--save", metavar="FILE", help="also write the table there, and the figures of the split as JSON"
+    )
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--new", type=int, default=128, help="tokens to decode")
+    parser.add_argument(
+        "--tiktoken", type=Path, help="Llama-3 tokenizer.model (PyPI: llama-models), for the grammar rows"
+    )
     parser.add_argument("--commit", help="named in the header, where there is no git")
     args = parser.parse_args()
     model = make_model(args.layers)
+    vocabulary = tiktoken_vocabulary(args.tiktoken) if args.tiktoken else None
     num_bytes = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if "embed_tokens" not in n)
     floor_ms = num_bytes / BYTES_PER_S * 1e3
     lines = [header(args, num_bytes, floor_ms), ""]
@@ -180,8 +308,12 @@ def main() -> None:
             Path(args.save).write_text("\n".join(lines) + "\n")
 
     show("| batch | side | tokens/s | ms a step | target |", "| --- | --- | --- | --- | --- |")
+    later: list[str] = []
     for name, graphs in (("infercore, fused layers", True), ("infercore", True), ("infercore, no graphs", False)):
-        engine = Engine(model, num_pages=2600, cuda_graphs=graphs, fuse_layers="fused" in name, max_running=32)
+        fused = "fused" in name
+        engine = Engine(
+            model, num_pages=2600, cuda_graphs=graphs, fuse_layers=fused, max_running=32, vocabulary=vocabulary
+        )
         if graphs:
             start = time.perf_counter()
             engine.generate(prompts(1, 40, 5), max_new_tokens=4)
@@ -193,40 +325,89 @@ def main() -> None:
                 for r in range(3 if graphs else 1)
             ]
             got = {k: statistics.median(r[k] for r in rounds) for k in rounds[0]}
-            share = (
-                f"{TARGETS[batch]}: {'met' if got['tokens_s'] >= TARGETS[batch] else 'missed'}"
-                if graphs and batch in TARGETS
-                else ""
-            )
+            share = verdict(got["tokens_s"] >= TARGETS[batch], TARGETS[batch]) if fused and batch in TARGETS else ""
             show(f"| {batch} | {name} | {got['tokens_s']:.0f} | {got['step_ms']:.2f} | {share} |")
-        if name == "infercore, fused layers":
-            gaps = {batch: gap_us(engine, batch) for batch in (1, 32)}
-            print(engine.report(), flush=True)
-            cold, warm = [], []
-            for r in range(3):
-                (prompt,) = prompts(1, 4096, 1000 + r)
-                prompt += [1, 2, 3]
-                cold.append(first_token_s(engine, prompt))
-                warm.append(first_token_s(engine, prompt))
-            ttft = statistics.median(cold[1:]), statistics.median(warm)
+        if fused:
+            later = rest_of(engine, args)
         del engine
         torch.cuda.empty_cache()
-    for batch in (1, 8, 32):
-        got = hf_decode(model, batch, 8)
-        show(f"| {batch} | HF generate, default | {got['tokens_s']:.0f} | {got['step_ms']:.2f} | |")
+    table_end = len(lines)
+
+    def add_peer(name: str, step_ms: Callable[[], float], batch: int) -> None:
+        nonlocal table_end
+        lines.insert(table_end, peer(name, step_ms, batch))
+        table_end += 1
+        show()
+
     steps = Steps(model, PROMPT)
     one = steps.gpu_ms(1)
     show("", "| rows of one step, behind 512 tokens | GPU ms | of one row's | target |", "| --- | --- | --- | --- |")
     for rows in (1, 8, 16, 32, 64, 128):
         ms = steps.gpu_ms(rows)
-        goal = f"1.15: {'met' if ms <= 1.15 * one else 'missed'}" if rows == 64 else ""
+        goal = verdict(ms <= 1.15 * one, 1.15) if rows == 64 else ""
         show(f"| {rows} | {ms:.2f} | {ms / one:.2f} | {goal} |")
-    show(
-        "", f"From one graph to the next: {gaps[1]:.0f} us at batch 1 (target 100), {gaps[32]:.0f} us at batch 32; the "
-        "choice of tokens on the GPU included.",
+    show(*later)
+    for batch in (1, 8, 32):
+        add_peer(f"{batch} | HF generate, default", lambda b=batch: b * 1e3 / hf_decode(model, b, 8)["tokens_s"], batch)
+    add_peer("1 | HF generate, static cache, compiled", lambda: hf_static(model, 48) * 1e3, 1)
+    for batch in (1, 32):
+        add_peer(f"{batch} | HF generate_batch, paged", lambda b=batch: hf_paged(model, b, 12) * 1e3, batch)
+
+
+def peer(name: str, step_ms: Callable[[], float], batch: int) -> str:
+    """A row; a peer that cannot run says why."""
+    try:
+        ms = step_ms()
+    except Exception as error:
+        return f"| {name} | did not run: {type(error).__name__}: {str(error).splitlines()[0][:100]} | | |"
+    return f"| {name} | {batch * 1e3 / ms:.0f} | {ms:.2f} | |"
+
+
+def rest_of(engine: Engine, args: argparse.Namespace) -> list[str]:
+    """What is measured on one engine with fused layers, beside its speed."""
+    parts = {batch: split(engine, batch) for batch in (1, 32)}
+    names = list(parts[1])
+    lines = [
+        "", "Where a step's milliseconds go: kernels of the graph by kind; tokens are chosen between graphs.", "",
+        f"| batch | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}",
+        *(f"| {batch} | {' | '.join(f'{part[n]:.3f}' for n in names)} |" for batch, part in parts.items()),
+        "", f"From one graph to the next: {parts[1]['between graphs'] * 1e3:.0f} us at batch 1 "
+        f"({verdict(parts[1]['between graphs'] <= 0.1, '100')}), {parts[32]['between graphs'] * 1e3:.0f} us at batch "
+        "32; the choice of tokens on the GPU included.",
+    ]  # fmt: skip
+    if args.save:
+        Path(args.save).with_suffix(".json").write_text(json.dumps(parts))
+    cold, warm = [], []
+    for r in range(4):
+        (prompt,) = prompts(1, 4096, 1000 + r)
+        prompt += [1, 2, 3]
+        cold.append(first_token_s(engine, prompt))
+        warm.append(first_token_s(engine, prompt))
+    ttft = statistics.median(cold[1:]), statistics.median(warm[1:])
+    lines += [
         "", f"Time to the first token behind 4096 tokens: cold {ttft[0] * 1e3:.1f} ms, warm {ttft[1] * 1e3:.1f} ms, "
-        f"{ttft[0] / ttft[1]:.1f} times (target 10).",
-    )  # fmt: skip
+        f"{ttft[0] / ttft[1]:.1f} times ({verdict(ttft[0] >= 10 * ttft[1], 10)}).",
+    ]  # fmt: skip
+    on_gpu, on_host = compaction(engine)
+    share = on_gpu / 1e3 / parts[1]["a step"]
+    lines += [
+        "", f"Rollback is the host's alone (pages go back to a list). Moving eight accepted rows down in all layers: "
+        f"{on_gpu:.0f} us on the GPU, {on_host:.0f} us on the host, {share * 100:.1f}% of a one-row step "
+        f"({verdict(share <= 0.03, '3%')}).",
+    ]  # fmt: skip
+    if args.tiktoken:
+        lines += ["", "| batch | ms a step | with a grammar in every request | cost | target |", "|" + " --- |" * 5]
+        for batch in (1, 8, 32):
+            off, on = grammar_cost(engine, batch, 96)
+            lines.append(
+                f"| {batch} | {off:.3f} | {on:.3f} | {(on / off - 1) * 100:+.1f}% | {verdict(on <= 1.03 * off, '3%')} |"
+            )
+    print(*lines, engine.report(), sep="\n", flush=True)
+    return lines
+
+
+def verdict(is_met: bool, target: object) -> str:
+    return f"{target}: {'met' if is_met else 'missed'}"
 
 
 def header(args: argparse.Namespace, num_bytes: int, floor_ms: float) -> str:

@@ -8,13 +8,15 @@ of the last prompt on. Contestants take turns on each question. Prompts come fro
 `bench/speculative.py record` writes; nothing else in them is used.
 
 Every first difference from Hugging Face's eager greedy output is judged: rounding explains it if its two tokens are no
-further apart in float32 than twice the error of Hugging Face's own bfloat16 forward there. Those of Hugging Face's
-compiled decoding are counted alike, to compare.
+further apart in float32 than twice the largest error of Hugging Face's own bfloat16 logits there. Those of Hugging
+Face's compiled decoding are counted alike, to compare.
 """
 
 import argparse
 import json
+import random
 import subprocess
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -22,7 +24,10 @@ from typing import Any
 
 import torch
 import transformers
+import triton
+from torch._dynamo.utils import counters
 
+from infercore.constrained import json_schema
 from infercore.demo.fetch import ensure_smollm2
 from infercore.hf import Engine
 from infercore.speculative import Drafter, RecyclingDrafter, SpeedController, SuffixDrafter, Union
@@ -103,7 +108,7 @@ class Judge:
         self.exact = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).cuda().eval()
 
     def __call__(self, prompt: list[int], mine: list[int], theirs: list[int]) -> tuple[int, float, float] | None:
-        """Where they differ first, the float32 gap of the two tokens there, twice Hugging Face's error; None: equal."""
+        """Where they differ first, the float32 gap of the two tokens, and twice Hugging Face's largest error there."""
         if mine == theirs:
             return None
         at = next(
@@ -115,7 +120,7 @@ class Judge:
         self.model.set_attn_implementation("infercore")
         full = self.exact(ids).logits[0, -1]
         a, b = mine[at], theirs[at]
-        return at, float((full[a] - full[b]).abs()), 2 * float((half - full)[[a, b]].abs().max())
+        return at, float((full[a] - full[b]).abs()), 2 * float((half - full).abs().max())
 
 
 def main() -> None:
@@ -144,6 +149,7 @@ def main() -> None:
         if args.save:
             args.save.write_text("\n".join(lines) + "\n")
 
+    Engine(model)  # registers our attention, which `hugging_face` puts back
     _, seconds = hugging_face(model, prompts[:1], 4)
     outs, seconds = hugging_face(model, prompts[:1], 24)
     hf = len(outs[0]) / seconds
@@ -151,14 +157,14 @@ def main() -> None:
     for batch in (1, 8):
         contestants = {"plain": Ours(model, None, 0)}
         for name, make in DRAFTERS.items():
-            for nodes in FIXED if batch == 1 else FIXED[:2]:
+            for nodes in FIXED if batch == 1 else FIXED[:1]:
                 contestants[f"{name}, {nodes} nodes"] = Ours(model, make(), nodes)
         controlled = Ours(model, DRAFTERS["suffix + recycling"](), 32, SpeedController())
         contestants["suffix + recycling, controller"] = controlled
         controlled.engine.controller.curve = controlled.engine.cost_curve(refresh=True)
         for c in contestants.values():
-            c.run(prompts[-batch:], 48)  # captures
-            c.run(prompts[-batch:], 48)
+            c.engine.warmup(batch=batch, rows=256, progress=False)
+            c.run([list(range(1000 + 40 * i, 1030 + 40 * i)) for i in range(batch)], 16)  # of no question
             c.seconds, c.tokens, c.steps = 0.0, 0, 0
             c.sums.clear()
         outputs[batch] = {name: [] for name in contestants}
@@ -177,25 +183,73 @@ def main() -> None:
             show("", contestants["suffix + recycling, controller"].engine.report())
         del contestants, controlled
         torch.cuda.empty_cache()
+    show("", mixed_steps(model, path, prompts))
     if args.quick:
         return
-    eager, compiled = [], []
-    for i in range(0, len(prompts), 24):
-        eager += hugging_face(model, prompts[i : i + 24], args.new)[0]
-        compiled += hugging_face(model, prompts[i : i + 24], args.new, cache_implementation="static")[0]
+    some = [i for i, p in enumerate(prompts) if len(p) <= 600][:24]  # one padded batch
+    eager = hugging_face(model, [prompts[i] for i in some], args.new)[0]
+    static = hugging_face(model, [prompts[i] for i in some], args.new, cache_implementation="static")[0]
     judge = Judge(model, path)
     show(
-        "", f"First differences from Hugging Face's eager greedy outputs (padded batch) in {len(prompts)}:", "",
-        "| decoding | outputs that differ | explained by rounding | largest gap / bound |", "| --- | --- | --- | --- |",
+        "", f"First differences from Hugging Face's eager greedy outputs (padded batch) in {len(some)}:", "",
+        "| decoding | outputs that differ | explained by rounding | largest gap / bound | mean place |",
+        "| --- | --- | --- | --- | --- |",
     )  # fmt: skip
-    sides = {"HF, static cache and compiled": compiled}
-    sides |= {f"{name}, batch {batch}": outs for batch, some in outputs.items() for name, outs in some.items()}
+    sides = {"HF, static cache and compiled": static}
+    for batch, of in outputs.items():
+        sides |= {f"{name}, batch {batch}": [outs[i] for i in some] for name, outs in of.items()}
     for name, outs in sides.items():
-        found = [judge(p, m, t) for p, m, t in zip(prompts, outs, eager, strict=True)]
+        found = [judge(prompts[i], m, t) for i, m, t in zip(some, outs, eager, strict=True)]
         differ = [f for f in found if f is not None]
         fine = sum(gap <= bound for _, gap, bound in differ)
         worst = max((gap / bound for _, gap, bound in differ), default=0.0)
-        show(f"| {name} | {len(differ)} | {fine} | {worst:.2f} |")
+        place = sum(at for at, _, _ in differ) / max(1, len(differ))
+        show(f"| {name} | {len(differ)} | {fine} | {worst:.2f} | {place:.0f} |")
+
+
+def mixed_steps(model: Any, path: Path, prompts: list[list[int]], num_steps: int = 1000) -> str:
+    """Requests of all kinds that come and go after `warmup()`: what these steps captured and compiled."""
+    engine = Engine(
+        model, transformers.AutoTokenizer.from_pretrained(path), num_pages=4000, fuse_layers=True, max_running=8
+    )
+    seconds = engine.warmup(batch=8, rows=512, progress=False)
+    draw = random.Random(0)
+    drafter = DRAFTERS["suffix + recycling"]()
+    schema = json_schema({"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 8})
+    kinds: list[dict[str, Any]] = [
+        {}, {"drafter": drafter, "max_draft_nodes": 15}, {"grammar": schema}, {"temperature": 0.8, "top_p": 0.9},
+        {"drafter": drafter, "max_draft_nodes": 7, "temperature": 0.7}, {"grammar": schema, "drafter": drafter},
+        {"repetition_penalty": 1.1}, {"logprobs": 2},
+    ]  # fmt: skip
+    before, steps, requests = compiled(engine), 0, 0
+    while steps < num_steps:
+        while engine.num_unfinished < 8 and draw.random() < 0.5:
+            prompt = draw.choice(prompts)[: draw.randint(5, 400)]
+            engine.submit(engine.request(prompt, max_new_tokens=draw.randint(1, 60), **draw.choice(kinds)))
+            requests += 1
+        engine.step()
+        steps += 1
+    after = compiled(engine)
+    new = sorted(
+        f"{name} ({after[name] - before.get(name, 0)})" for name in after if after[name] != before.get(name, 0)
+    )
+    return (
+        f"After `warmup(batch=8, rows=512)` ({seconds:.0f} s, {before['CUDA graphs']} graphs) {num_steps} steps of "
+        f"{requests} requests, with drafts, grammars, draws, penalties and log probabilities, captured and compiled: "
+        f"{', '.join(new) or 'nothing'} (target: nothing)."
+    )
+
+
+def compiled(engine: Engine) -> dict[str, int]:
+    """Captured graphs, graphs that torch.compile made, compiled variants of each of our Triton kernels."""
+    graphs = engine._stepper.graphs
+    assert graphs is not None
+    counts = {"CUDA graphs": len(graphs._replays), "torch.compile": int(counters["stats"]["unique_graphs"])}
+    for module, content in list(sys.modules.items()):
+        for name, kernel in list(vars(content).items()) if module.startswith("infercore.kernels") else ():
+            if isinstance(kernel, triton.JITFunction):
+                counts[name] = sum(len(caches[0]) for caches in kernel.device_caches.values())
+    return counts
 
 
 def header(args: argparse.Namespace, num_questions: int) -> str:

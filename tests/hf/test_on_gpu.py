@@ -64,6 +64,16 @@ def test_a_draft_model_runs_by_graphs_too(model, expected):
     assert engine.stats.num_forwards < NEW
 
 
+def test_graphs_are_captured_anew_after_all_of_them_were_dropped(model, expected):
+    engine = Engine(model, num_pages=200)
+    engine.cost_curve(refresh=True)  # by graphs of its own, which end with it
+    for _ in range(2):
+        assert [c.token_ids for c in engine.generate(PROMPTS, max_new_tokens=NEW)] == expected
+        assert engine._stepper.graphs.reason is None
+        assert engine._stepper.graphs.num_replays > 0
+        engine.invalidate()
+
+
 def num_compiled():
     """Compiled variants of the kernels in the step."""
     from infercore.kernels.tree_attention import triton, triton_merge, triton_plan

@@ -14,6 +14,7 @@ from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
 from infercore.constrained import json_schema, regex
 from infercore.hf import Engine
 from infercore.hf.graphs import StepGraphs
+from infercore.speculative import RecyclingDrafter, SuffixDrafter, Union
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
 NEW = 20
@@ -240,6 +241,24 @@ def test_a_choice_on_the_device_masks_every_row_of_its_own(model):
     chosen = ChosenTokens(torch.zeros(8, dtype=torch.int64))
     assert chosen.serves(turns, 4)
     assert not chosen.serves(turns, 9)
-    chosen.launch(turns, logits)
+    masked = logits.clone()
+    chosen.launch(turns, masked, num_top=3)
+    assert chosen.top_tokens([3, 0], 2)[1].tolist() == logits[0].topk(2).indices.tolist()
+    assert chosen.top_tokens([3, 0], 3)[0, 0] == 4
     assert [v and v.next_token_id for v in chosen.read(turns)] == wanted
     assert chosen.tokens[[0, 1, 3]].tolist() == [w for w in wanted if w is not None]
+
+
+def test_drafters_learn_the_likeliest_tokens_of_choices_on_the_device(model, expected):
+    """The same table, and so the same drafts, as from logits that the host looks at."""
+    tables, accepts = {}, {}
+    for overlap in (False, True):
+        drafter = Union(SuffixDrafter(), RecyclingDrafter(VOCAB))
+        engine = engine_of(model, overlap=overlap)
+        done = engine.generate(PROMPTS, max_new_tokens=NEW, drafter=drafter)
+        assert [c.token_ids for c in done] == expected
+        tables[overlap] = drafter.drafters[1]._followers.copy()
+        accepts[overlap] = engine.stats.accept_length
+    assert np.array_equal(tables[True], tables[False])
+    assert (tables[True] >= 0).sum() > 100
+    assert accepts[True] == accepts[False] > 1

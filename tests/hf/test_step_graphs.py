@@ -143,7 +143,7 @@ def test_graphs_are_refused_without_a_gpu_and_the_model_is_left_as_it_was():
         Engine(model, cuda_graphs=True)
     assert model.config._attn_implementation == "sdpa"
     assert Engine(model).warmup() == 0.0
-    assert ROWS[-1] == 128
+    assert ROWS[-1] == 256
 
 
 def test_fused_layers_are_compiled_in_the_capture_only():

@@ -7,6 +7,7 @@ while the host reads them, advances grammars and fills the masks of the next cho
 from collections.abc import Sequence as Seq
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -32,6 +33,9 @@ class ChosenTokens:
         self._count = 0
         self._is_read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         self._bitmask: Tensor | None = None
+        self._top: Tensor | None = None
+        self._num_top = 0
+        self._top_is_read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
     def serves(self, turns: Seq[Turn], num_rows: int) -> bool:
         """Whether all these requests want the best token of each of their rows, and these are few enough."""
@@ -46,8 +50,12 @@ class ChosenTokens:
             and len({turn.first_row for turn in turns}) == len(turns)
         )  # copies of a prompt share a row
 
-    def launch(self, turns: Seq[Turn], logits: Float[Tensor, "rows vocab"]) -> None:
-        """Choose from all rows, under the grammars' masks, which are written into `logits`; no wait."""
+    def launch(self, turns: Seq[Turn], logits: Float[Tensor, "rows vocab"], *, num_top: int = 0) -> None:
+        """Choose from all rows, under the grammars' masks, which are written into `logits`; no wait.
+
+        Args:
+            num_top: how many of each row's likeliest tokens `top_tokens` will be asked for.
+        """
         if any(turn.samples and turn.state.grammar is not None for turn in turns):
             apply_token_bitmask_(logits, self._masks(turns, logits))
         best, ids = logits.max(-1)
@@ -57,6 +65,26 @@ class ChosenTokens:
         self._outcome[: len(both)].copy_(both, non_blocking=True)
         if self._is_read is not None:
             self._is_read.record()
+
+        self._num_top = num_top
+        if num_top:
+            top = logits.topk(num_top).indices.int().view(-1)
+            if self._top is None or len(self._top) < len(top):
+                shape = len(self.tokens) * num_top
+                self._top = torch.empty(shape, dtype=torch.int32, pin_memory=self._is_read is not None)
+            self._top[: len(top)].copy_(top, non_blocking=True)
+            if self._top_is_read is not None:
+                self._top_is_read.record()
+
+    def top_tokens(self, rows: Seq[int], count: int) -> npt.NDArray[np.int32]:
+        """The likeliest tokens of some rows of the last choice, `[len(rows), count]`, likeliest first."""
+        assert self._top is not None
+        assert count <= self._num_top
+        if self._top_is_read is not None:
+            self._top_is_read.synchronize()
+        table = self._top[: self._count * self._num_top].view(self._count, self._num_top).numpy()
+        top: npt.NDArray[np.int32] = table[np.array(rows), :count]
+        return top
 
     def read(self, turns: Seq[Turn]) -> list[Verdict | Exception | None]:
         """What `launch` chose for these turns, once it is there: as `choose` gives it."""

@@ -1,7 +1,8 @@
 """Drafts of a step: who proposes what for whom, cut to what can be reached; and what drafters and controller learn."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,25 +67,50 @@ def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenT
     return trees
 
 
-def show_drafters(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None], logits: Tensor) -> None:
-    """The likeliest tokens of the pending and the accepted rows, for drafters that learn from them; one sync each."""
-    seen: dict[int, tuple[TopTokenObserver, list[int], list[int]]] = {}
+@dataclass(slots=True)
+class Lesson:
+    """Tokens that were pending or accepted in a step, and the rows of its logits behind them, for one drafter."""
+
+    observer: TopTokenObserver
+    token_ids: list[int]
+    rows: list[int]
+
+
+def lessons_of(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None]) -> list[Lesson]:
+    """What drafters that learn from the likeliest tokens will be shown; to be taken before tokens are appended."""
+    seen: dict[int, Lesson] = {}
     for turn, verdict in zip(turns, outcomes, strict=True):
         drafter = turn.state.request.drafter
-        if turn.state.speculates and isinstance(verdict, Verdict) and isinstance(drafter, TopTokenObserver):
-            _, token_ids, rows = seen.setdefault(id(drafter), (drafter, [], []))
-            token_ids += [
+        if num_top_tokens([turn]) and isinstance(verdict, Verdict) and isinstance(drafter, TopTokenObserver):
+            lesson = seen.setdefault(id(drafter), Lesson(drafter, [], []))
+            lesson.token_ids += [
                 int(turn.state.tokens[turn.state.num_tokens - 1]),
                 *turn.tree.token_ids[verdict.path].tolist(),
             ]
             first = turn.first_row + turn.num_known
-            rows += [first, *(first + 1 + verdict.path).tolist()]
-    for observer, token_ids, rows in seen.values():
-        if observer.num_top_tokens:
-            observer.observe(np.array(token_ids, np.int32), _top_tokens(logits, rows, observer.num_top_tokens))
+            lesson.rows += [first, *(first + 1 + verdict.path).tolist()]
+    return list(seen.values())
 
 
-def _top_tokens(logits: Tensor, rows: Seq[int], count: int) -> npt.NDArray[np.integer]:
+def show_drafters(lessons: Seq[Lesson], top_of: Callable[[Seq[int], int], npt.NDArray[np.integer]]) -> None:
+    """Give each drafter the likeliest tokens of its rows; `top_of(rows, count)` has them, likeliest first."""
+    for lesson in lessons:
+        top = top_of(lesson.rows, lesson.observer.num_top_tokens)
+        lesson.observer.observe(np.array(lesson.token_ids, np.int32), top)
+
+
+def num_top_tokens(turns: Seq[Turn]) -> int:
+    """The most of a row's likeliest tokens that a drafter of these requests learns from; 0 where none does."""
+    most = 0
+    for turn in turns:
+        drafter = turn.state.request.drafter
+        if turn.state.speculates and drafter is not None and isinstance(drafter, TopTokenObserver):
+            most = max(most, drafter.num_top_tokens)
+    return most
+
+
+def top_tokens_of(logits: Tensor, rows: Seq[int], count: int) -> npt.NDArray[np.integer]:
+    """The likeliest tokens of some rows; on a GPU with a wait."""
     if logits.device.type == "cpu" and logits.dtype is torch.float32:
         return top_tokens(logits.detach().numpy(), np.array(rows), count)
     top: npt.NDArray[np.int64] = logits[torch.tensor(rows, device=logits.device)].topk(count).indices.cpu().numpy()

@@ -1,6 +1,7 @@
 """`Engine`: any Hugging Face causal LM with prefix reuse, grammars, speculation and continuous batching."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -48,7 +49,7 @@ class Engine:
         max_rows: rows of a forward, decoding ones included, that prefill may fill. None: 512 on a CPU, 2048 on a GPU.
         controller: decides how many draft tokens are worth verifying; None takes each request's `max_draft_nodes`.
         vocabulary: the tokenizer's tokens as bytes, for grammars; built from `tokenizer` at the first use if None.
-        cuda_graphs: run steps of up to 128 rows as CUDA graphs, see `warmup`; None: on a GPU, if the model allows it.
+        cuda_graphs: run steps of up to 256 rows as CUDA graphs, see `warmup`; None: on a GPU, if the model allows it.
         fuse_layers: put the model's layers through torch.compile before they are captured: fewer kernels, logits that
             differ by rounding, and a first capture that takes longer, once a machine.
         overlap: start a step's forward before the tokens of the last one are read, where these are greedy choices, with
@@ -285,11 +286,14 @@ class Engine:
             graphs = self._stepper.graphs
             if graphs is None:
                 return 0.0
-            return graphs.warmup(
+            start = time.perf_counter()
+            graphs.warmup(
                 max_seqs=batch or self._scheduler.max_running,
                 max_rows=rows or self._stepper.max_rows,
                 progress=progress,
             )
+            self._stepper.compile_kernels()
+            return time.perf_counter() - start
 
     @property
     def vocabulary(self) -> Any:

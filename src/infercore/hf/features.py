@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from infercore.errors import UnsupportedModel
 from infercore.speculative import Drafter, FeatureObserver
 
-_FEW_ROWS = 128  # what graphs serve
+_FEW_ROWS = 256  # what graphs serve
 LAST_HIDDEN = -1
 
 

@@ -1,12 +1,11 @@
 """`StepGraphs`: small steps as CUDA graphs, one for each bucket of shapes, so that launching kernels costs nothing.
 
-A step of up to 128 rows launches a thousand kernels that run a few microseconds each; launched one by one they leave
+A step of up to 256 rows launches a thousand kernels that run a few microseconds each; launched one by one they leave
 the GPU idle most of the time. A graph launches them at once, on the buffers it was captured with (`step_buffers.py`).
 Larger steps, which are prefill, go the ordinary way: their kernels are long.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
@@ -22,9 +21,9 @@ from infercore.hf.plan import Rows, count_rows
 from infercore.hf.step_buffers import Bucket, StepBuffers
 from infercore.radix import KVPool
 
-ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SEQS = (1, 2, 4, 8, 16, 32, 64, 128)
-LARGE_ROWS = (256, 512, 1024, 2048)
+LARGE_ROWS = (512, 1024, 2048)
 _MAX_TABLE_TOKENS = 1 << 17  # longer sequences run without graphs
 
 _log = logging.getLogger(__name__)
@@ -59,6 +58,7 @@ class StepGraphs:
         self._model = model
         self._pool = pool
         self._fused = fused
+        self._given_capture = capture
         self._capture_forward = capture or _Capture(model.device)
         seqs = _smallest(SEQS, max_seqs) or SEQS[-1]
         pages = -(-min(max_tokens, pool.num_pages * pool.page_size, _MAX_TABLE_TOKENS) // pool.page_size)
@@ -86,15 +86,14 @@ class StepGraphs:
 
     @property
     def chosen(self) -> Tensor:
-        """int64 `[128]` on the device: where chosen tokens are put for rows of the next step that begin with them."""
+        """int64 `[256]` on the device: where chosen tokens are put for rows of the next step that begin with them."""
         return self._buffers.chosen
 
-    def warmup(self, *, max_seqs: int, max_rows: int, progress: bool) -> float:
-        """Capture every bucket of up to that many sequences and rows, the largest first; returns seconds.
+    def warmup(self, *, max_seqs: int, max_rows: int, progress: bool) -> None:
+        """Capture every bucket of up to that many sequences and rows, the largest first.
 
         Larger steps, which no graph serves, are run once each in the sizes that choose among compiled kernels.
         """
-        start = time.perf_counter()
         buckets = sorted(self._buckets(max_seqs, min(max_rows, ROWS[-1])), reverse=True)
         large = list(self._buckets(max_seqs, max_rows, LARGE_ROWS)) if max_rows > ROWS[-1] else []
         for bucket in tqdm(large, desc="compiling kernels", disable=not progress):
@@ -107,7 +106,6 @@ class StepGraphs:
             if bucket not in self._replays:
                 self._buffers.write([], bucket)
                 self._capture(bucket)
-        return time.perf_counter() - start
 
     def over(self, pool: KVPool, *, max_seqs: int, max_tokens: int) -> "StepGraphs":
         """Graphs of the same kind over another pool."""
@@ -117,12 +115,13 @@ class StepGraphs:
             max_seqs=max_seqs,
             max_tokens=max_tokens,
             fused=self._fused,
-            capture=self._capture_forward,
+            capture=self._given_capture,
         )
 
     def clear(self) -> None:
         """Drop all graphs: the weights they were captured with are gone."""
         self._replays.clear()
+        self._capture_forward = self._given_capture or _Capture(self._model.device)  # its memory went with the graphs
         self.reason, self.is_full = None, False
 
     def describe(self) -> str:

@@ -6,6 +6,7 @@ them, is already queued, and the host does its part of both behind the GPU's bac
 
 import time
 from collections.abc import Sequence as Seq
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,15 @@ import torch
 from infercore.errors import OutOfPages
 from infercore.hf.choose import choose, keep_chosen
 from infercore.hf.chosen import ChosenTokens
-from infercore.hf.draft import draft, show_drafters, show_features, teach_controller
+from infercore.hf.draft import (
+    draft,
+    lessons_of,
+    num_top_tokens,
+    show_drafters,
+    show_features,
+    teach_controller,
+    top_tokens_of,
+)
 from infercore.hf.features import feature_observers
 from infercore.hf.flight import Flight, turns_of
 from infercore.hf.graphs import StepGraphs
@@ -24,12 +33,13 @@ from infercore.hf.request import TokenEvent
 from infercore.hf.scheduler import Scheduler, Share
 from infercore.hf.state import RequestState
 from infercore.hf.stats import EngineStats
+from infercore.kernels import apply_token_bitmask_
 from infercore.radix import KVPool
 from infercore.speculative import Controller, TokenTree, Verdict
 
 _NO_TREE = TokenTree.empty()
 _UNKNOWN = np.zeros(1, np.int32)  # stands for a token that is on the device only
-_MAX_CHOSEN = 128  # rows of a step whose tokens are chosen on the device, where no graphs say
+_MAX_CHOSEN = 256  # rows of a step whose tokens are chosen on the device, where no graphs say
 
 
 class Stepper:
@@ -69,6 +79,15 @@ class Stepper:
         )
         self._chosen = ChosenTokens(tokens)
         self._flight: Flight | None = None
+
+    def compile_kernels(self) -> None:
+        """Run once what steps run outside of their forward on a GPU: masks, the choice, the moving of slots."""
+        for dtype in {self.model.dtype, torch.float32}:
+            logits = torch.zeros(1, self.model.vocab_size, dtype=dtype, device=self.model.device)
+            bitmask = torch.full((1, -(-logits.shape[1] // 32)), -1, dtype=torch.int32, device=self.model.device)
+            apply_token_bitmask_(logits, bitmask)
+        self._chosen.launch([], logits.to(self.model.dtype))
+        self.pool.move_slots(np.zeros(1, np.int64), np.zeros(1, np.int64))  # within the page that nobody owns
 
     def recover(self) -> None:
         """Put right what an interrupted step left."""
@@ -112,14 +131,21 @@ class Stepper:
             reading = clock()
             outcomes = self._read(flight)
         chosen = clock()
+        lessons = lessons_of(flight.turns, outcomes)
         events = self._apply(flight, outcomes)
+        showing = clock()
+        show_drafters(lessons, self._chosen.top_tokens if flight.on_device else partial(top_tokens_of, flight.logits))
+        shown = clock()
         step_time_s = chosen - before_forward
         teach_controller(self.controller, flight.turns, outcomes, num_rows=flight.num_rows, step_time_s=step_time_s)
         if following is not None and following.learn_tokens():
             self._start_choice(following)
             self._flight = following
         self.stats.add_step(
-            flight.num_rows, clock() - start, forward_s=reading - before_forward, choose_s=chosen - reading
+            flight.num_rows,
+            clock() - start,
+            forward_s=reading - before_forward,
+            choose_s=chosen - reading + shown - showing,
         )
         return events
 
@@ -138,14 +164,13 @@ class Stepper:
         """Let the device choose, if it can: the host reads the tokens when it needs them."""
         flight.on_device = self.chooses_on_device and self._chosen.serves(flight.turns, len(flight.logits))
         if flight.on_device:
-            self._chosen.launch(flight.turns, flight.logits)
+            self._chosen.launch(flight.turns, flight.logits, num_top=num_top_tokens(flight.turns))
 
     def _read(self, flight: Flight) -> list[Verdict | Exception | None]:
         if flight.on_device:
             outcomes = self._chosen.read(flight.turns)
         else:
             outcomes = choose(flight.turns, flight.logits)
-        show_drafters(flight.turns, outcomes, flight.logits)
         show_features(self.model, flight.work, flight.turns, outcomes)
         return outcomes
 

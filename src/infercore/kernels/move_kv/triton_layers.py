@@ -1,7 +1,7 @@
 """`slot_mover` on the GPU: all tensors of a pool in one launch.
 
-A program takes one piece of a slot, in one tensor, through all moves in their order: what was read by an earlier move may
-be written by a later one, but not the other way round.
+A program takes one piece of a slot, in one tensor, through all moves in their order: what an earlier move read, a later
+one may write, but not the other way round.
 """
 
 import typing
