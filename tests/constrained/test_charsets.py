@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.constrained.vocab import allowed, allowed_one_by_one
 
-from infercore.constrained import Vocabulary, regex
+from infercore.constrained import Vocabulary, json_schema, regex
 from infercore.constrained import _compiled as c
 from infercore.constrained.charsets import categories, cells, char_set, ranges_where
 from infercore.constrained.groups import TokenGroups
@@ -116,3 +116,35 @@ def test_masks_of_repeated_classes(pattern):
             if not tokens:
                 break
             state = grammar.advance(state, rng.choice(tokens))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "max_length"),
+    [
+        (r"^(?:\S+\s+){0,3}\S+$", 14), (r"^[^.]{2,9}\.a{3}$", 12), (r"^(\w{3} ){2,}7$", 25), (r"a.{5}Z", 9),
+        (r"^(?:[a-z ]*\.){2}b{4}$", 13), (r"^\S*(é日){2}$", None), (r"^([^ ]{1,4} ){1,6}$", 22), (r"^(a|.b{3})*Z$", 8),
+
+    ],
+)  # fmt: skip
+def test_masks_of_repeated_classes_in_strings(pattern, max_length):
+    schema = {"type": "string", "pattern": pattern, **({"maxLength": max_length} if max_length else {})}
+    grammar = json_schema(schema).bind(VOCABULARY)
+    rng = random.Random(2)
+    for prefix in ('"', '"a', '"aa', '"'):
+        state = grammar.advance_bytes(grammar.start, np.frombuffer(prefix.encode(), np.uint8))
+        for _ in range(8 if state >= 0 else 0):
+            tokens = sorted(allowed(grammar, state))
+            assert set(tokens) == allowed_one_by_one(grammar, state)
+            tokens = [t for t in tokens if t != 0]
+            if not tokens:
+                break
+            state = grammar.advance(state, rng.choice(tokens))
+
+
+def test_what_a_repeat_still_needs_must_fit():
+    vocabulary = Vocabulary([None, *(bytes([b]) for b in range(256)), b"qq", b"qqq", b"qqqq"], eos_token_ids=[0])
+    schema = {"type": "string", "pattern": "^[a-z]([a-z]|[a-z]*Q{8})$", "maxLength": 11}
+    grammar = json_schema(schema).bind(vocabulary)
+    for prefix in ('"', '"a', '"aa', '"aaa'):
+        state = grammar.advance_bytes(grammar.start, np.frombuffer(prefix.encode(), np.uint8))
+        assert allowed(grammar, state) == allowed_one_by_one(grammar, state)

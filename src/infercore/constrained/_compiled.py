@@ -74,6 +74,7 @@ TABLES = (
     Field("status", "uint8"),  # [configs] bits
     Field("stay_set", "int64"),  # [configs] characters of these bits leave the config alive, so many times
     Field("stay_room", "int32"),  # [configs]
+    Field("stay_far", "int32"),  # [configs] see `_stay_far`; -1: unknown
     Field("loops", "int64"),  # [configs] classes of bytes that all lead a config to itself, once its row is known
     Field("used", "int64"),  # [configs] header[WALK] when the row of a text config was last looked at
     Field("twin", "int32"),  # [configs] of `same_shape`, valid where `twin_walk` says so
@@ -524,6 +525,7 @@ def _intern_pairs(m, count):
     m.status[config] = status
     m.stay_set[config] = stay_set
     m.stay_room[config] = stay_room
+    m.stay_far[config] = -1
     m.distance[config] = 0 if status & ACCEPTS else -1
     table[slot] = config
     return config
@@ -992,6 +994,32 @@ def _distance_of(m, text):
 
 @no_type_check
 @compiled_in_place
+def _stay_far(m, config):
+    """Least number of code points that suffice to accept, whatever characters of `stay_set` have come; or NEED."""
+    if m.stay_far[config] >= 0:
+        return np.int64(m.stay_far[config])
+    item = np.int64(0)
+    for i in range(m.pairs_at[config], m.pairs_at[config + 1]):
+        stack = m.pairs[i] & 0xFFFFFFFF
+        if stack > 0:
+            under = m.stacks[stack, 0]
+            own = m.pairs[i] >> 32
+            if m.node[under, 0] == COUNT and m.node[under, 1] == own and m.char_set[own] == m.stay_set[config]:
+                room = np.int64(m.node[under, 4] + 1)
+                if room == m.stay_room[config] or (room == 0 and m.stay_room[config] == _FAR):
+                    item = m.pairs[i]
+    m.pairs_out[0] = item  # what stays is this alone; the other parts of the config can only be nearer
+    alone = _intern_pairs(m, 1)
+    if alone < 0:
+        return np.int64(NEED)
+    if _distance_of(m, alone) < 0:
+        return np.int64(NEED)
+    m.stay_far[config] = m.distance[alone]
+    return np.int64(m.distance[alone])
+
+
+@no_type_check
+@compiled_in_place
 def enter(m, at, config):
     """Make `at`, a row of a path, stand for `config`; inside a JSON string it is taken apart, see `walk_trie`."""
     first = m.pairs_at[config]
@@ -1454,10 +1482,11 @@ def _walk_trie(m, trie, config, begin, bitmask):
 
 @no_type_check
 @compiled_in_place
-def _walk_plain(m, trie, config, begin, bitmask, covered, room):
-    """As `_walk_trie`, for a machine without JSON strings.
+def _walk_plain(m, trie, config, begin, bitmask, covered, room, is_text):
+    """As `_walk_trie`, for a machine without JSON strings, or for decoded text.
 
     covered, room: `bitmask` has the tokens of up to `room` bytes whose bits are all `covered`.
+    is_text: `used` and header[FARTHEST] are kept, as for the texts of JSON strings.
     """
     node_byte, node_depth, node_skip, node_classes, node_tall, node_own = (
         trie.byte, trie.depth, trie.skip, trie.classes, trie.tall, trie.own
@@ -1468,6 +1497,12 @@ def _walk_plain(m, trie, config, begin, bitmask, covered, room):
     outside = np.int64(_FAR)  # depth of the first node on the way here that is not covered
     if begin == 0:
         line[0] = config
+        if is_text and covered != 0:
+            far = _stay_far(m, np.int64(config))
+            if far < 0:
+                m.header[POSITION] = 0
+                return NEED
+            m.header[FARTHEST] = max(m.header[FARTHEST], far)
     else:
         outside = m.header[LEFT_AT]
     while i < node_byte.shape[0]:
@@ -1482,9 +1517,17 @@ def _walk_plain(m, trie, config, begin, bitmask, covered, room):
         target = np.int64(0)
         if 0 <= cell < m.row_span[here, 1]:
             target = np.int64(m.cells[m.row_span[here, 2] + cell])
+        if is_text:
+            m.used[here] = m.header[WALK]
         if target == 0:
             i = np.int64(node_skip[i])
             continue
+        if is_text:
+            if m.distance[target] < 0 and _distance_of(m, target) < 0:
+                m.header[POSITION] = i
+                m.header[LEFT_AT] = outside
+                return NEED
+            m.header[FARTHEST] = max(m.header[FARTHEST], m.distance[target])
         line[depth + 1] = target
         if depth <= outside:
             outside = depth if covered >> np.int64(node_own[i]) & 1 == 0 else np.int64(_FAR)
@@ -1493,6 +1536,13 @@ def _walk_plain(m, trie, config, begin, bitmask, covered, room):
         if below != 0:
             tall = node_tall[i]
             stays = below & BY_CELL & ~m.stay_set[target] == 0 and tall <= m.stay_room[target]
+            if stays and is_text:
+                far = _stay_far(m, target)
+                if far < 0:
+                    m.header[POSITION] = i
+                    m.header[LEFT_AT] = outside
+                    return NEED
+                m.header[FARTHEST] = max(m.header[FARTHEST], far)
             if stays or below & ~m.loops[target] == 0:
                 if outside != _FAR or below & BY_CELL & ~covered != 0 or depth + 1 + tall > room:
                     for t in range(tokens_at[i], tokens_at[following]):
@@ -1534,6 +1584,15 @@ def _same_shape(m, first, second, used, queue):
         if _distance_of(m, there) < 0:
             return NEED
         farthest = max(farthest, m.distance[there])
+        if m.stay_set[here] != 0:  # subtrees may have been taken as a whole for it
+            if m.stay_set[there] & m.stay_set[here] != m.stay_set[here]:
+                return 0
+            if m.stay_room[there] < min(np.int64(m.stay_room[here]), m.header[REACH]):
+                return 0
+            far = _stay_far(m, there)
+            if far < 0:
+                return NEED
+            farthest = max(farthest, far)
         if m.used[here] != walk:
             continue
         for byte in range(256):
@@ -1765,9 +1824,9 @@ def walk_trie(handle, trie, config, begin, bitmask):
 
 @no_type_check
 @compiled_in_place
-def walk_plain(handle, trie, config, begin, bitmask, covered, room):
+def walk_plain(handle, trie, config, begin, bitmask, covered, room, is_text):
     """Set in `bitmask` what `config` allows, where there are no JSON strings; see `_walk_plain`."""
-    return _walk_plain(_tables(handle), _trie(trie), config, begin, bitmask, covered, room)
+    return _walk_plain(_tables(handle), _trie(trie), config, begin, bitmask, covered, room, is_text)
 
 
 @no_type_check

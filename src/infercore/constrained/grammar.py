@@ -318,19 +318,10 @@ class Grammar:
     def _plain_mask(self, config: int) -> npt.NDArray[np.uint32]:
         """The mask of a config of a machine without JSON strings."""
         vocabulary, machine = self.vocabulary, self.machine
-        covered, room = int(machine.tables.stay_set[config]), int(machine.tables.stay_room[config])
-        known = self._within.get(covered)
-        if known is None:
-            known = self._within[covered] = (vocabulary.groups.within(covered), vocabulary.groups.longest(covered))
-        inside, longest = known
-        if room >= longest:
-            mask = inside.copy()
-        elif covered & WORDS == WORDS or machine.is_last_count(config):
-            mask = inside & vocabulary.groups.up_to(room)
-        else:  # so few that a walk finds them as fast
-            mask, covered = np.zeros(vocabulary.num_words, np.uint32), 0
+        mask, covered, room = self._staying(config, is_alone=machine.is_last_count(config))
         if not covered or not machine.is_last_count(config):
-            rest = vocabulary.groups.between(covered, machine.alphabet, _FEW) if room >= longest and covered else None
+            is_whole = covered and room >= self._within[covered][1]
+            rest = vocabulary.groups.between(covered, machine.alphabet, _FEW) if is_whole else None
             if rest is None:
                 machine.walk_plain(vocabulary.trie, config, mask, covered, room)
             elif len(rest):
@@ -338,6 +329,24 @@ class Grammar:
         if machine.accepts(config):
             mask |= vocabulary.eos_mask
         return mask
+
+    def _staying(self, config: int, *, is_alone: bool = False) -> tuple[npt.NDArray[np.uint32], int, int]:
+        """A mask of tokens that a repeat in `config` allows, and (bits, bytes): all tokens of such bits, up to so long.
+
+        is_alone: nothing but the repeat and the end may follow, so that these are all tokens that are allowed.
+        """
+        vocabulary, tables = self.vocabulary, self.machine.tables
+        covered, room = int(tables.stay_set[config]), int(tables.stay_room[config])
+        if covered:
+            known = self._within.get(covered)
+            if known is None:
+                known = self._within[covered] = (vocabulary.groups.within(covered), vocabulary.groups.longest(covered))
+            inside, longest = known
+            if room >= longest:
+                return inside.copy(), covered, room
+            if covered & WORDS == WORDS or is_alone:
+                return inside & vocabulary.groups.up_to(room), covered, room
+        return np.zeros(vocabulary.num_words, np.uint32), 0, 0  # so few that a walk finds them as fast
 
     def _body_mask(self, config: int, spec: int, text: int, count: int) -> npt.NDArray[np.uint32] | None:
         """Mask of the tokens that continue a JSON string; None where it must be walked for."""
@@ -398,13 +407,16 @@ class Grammar:
         for other, mask, used in self._walked:
             if machine.same_shape(other, text, used):
                 return mask, int(header[c.FARTHEST])
-        mask = np.zeros(self.vocabulary.num_words, np.uint32)
+        vocabulary = self.vocabulary
         spec = self._far_spec if bounded else self._no_spec
         config = machine.intern([(machine.string_body(spec, text), 0)])
         header[c.FARTHEST] = 0
         header[c.WALK] += 1
         walk = int(header[c.WALK])
-        machine.walk(self.vocabulary.body_trie, config, mask)
+        mask, covered, room = self._staying(text)
+        mask &= vocabulary.plain_body_mask
+        machine.walk_plain(vocabulary.plain_body_trie, text, mask, covered, room, is_text=True)
+        machine.walk(vocabulary.escaped_body_trie, config, mask)
         used = np.flatnonzero(machine.tables.used == walk)
         if used.size <= 256:
             self._walked = [(text, mask, used), *self._walked[:3]]

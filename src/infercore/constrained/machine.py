@@ -44,6 +44,7 @@ class Tables(NamedTuple):
     status: npt.NDArray[np.uint8]
     stay_set: npt.NDArray[np.int64]
     stay_room: npt.NDArray[np.int32]
+    stay_far: npt.NDArray[np.int32]
     loops: npt.NDArray[np.int64]
     used: npt.NDArray[np.int64]
     twin: npt.NDArray[np.int32]
@@ -95,7 +96,7 @@ class Machine:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._expanders: dict[int, Expander] = {}
-        self._row_makers: dict[int, Callable[[int], Sequence[int]]] = {}
+        self._row_makers: dict[int, Callable[[int], npt.NDArray[np.int32]]] = {}
         self.key_done: dict[int, Callable[[int, int], None]] = {}  # string spec -> expander (state, text config)
         self.wanted_keys: dict[int, Callable[[], list[str]]] = {}  # string spec of a key -> keys to complete an object
         self.pending_keys: dict[int, Callable[[bytes], int]] = {}  # state behind a key or item -> by text, the state
@@ -127,6 +128,7 @@ class Machine:
             status=np.zeros(256, np.uint8),
             stay_set=np.zeros(256, np.int64),
             stay_room=np.zeros(256, np.int32),
+            stay_far=np.full(256, -1, np.int32),
             loops=np.zeros(256, np.int64),
             used=np.zeros(256, np.int64),
             twin=np.zeros(256, np.int32),
@@ -337,7 +339,7 @@ class Machine:
         self.tables.header[c.ANY_CONFIG] = config
         self.tables.status[config] |= c.HAS_ANY
 
-    def config_from_rows(self, row_maker: Callable[[int], Sequence[int]], *, accepts: bool) -> int:
+    def config_from_rows(self, row_maker: Callable[[int], npt.NDArray[np.int32]], *, accepts: bool) -> int:
         """A config whose row Python computes: `row_maker(config)` gives 256 next configs when it is asked for."""
         while self.tables.header[c.NUM_CONFIGS] + 1 >= self.tables.row_span.shape[0]:
             self._grow_configs()
@@ -437,14 +439,21 @@ class Machine:
         return after, int(header[c.POSITION])
 
     def walk_plain(
-        self, trie: Trie, config: int, bitmask: npt.NDArray[np.uint32], covered: int = 0, room: int = 0
+        self,
+        trie: Trie,
+        config: int,
+        bitmask: npt.NDArray[np.uint32],
+        covered: int = 0,
+        room: int = 0,
+        *,
+        is_text: bool = False,
     ) -> None:
-        """As `walk`, for a machine without JSON strings.
+        """As `walk`, for a machine without JSON strings, or (is_text) for decoded text.
 
         covered, room: `bitmask` has the tokens of up to `room` bytes whose bits are all `covered`, see `charsets`.
         """
         begin, deadline = 0, 0.0
-        while c.walk_plain(self._handle, trie.handle, config, begin, bitmask, covered, room) == c.NEED:
+        while c.walk_plain(self._handle, trie.handle, config, begin, bitmask, covered, room, is_text) == c.NEED:
             begin = int(self.tables.header[c.POSITION])
             deadline = self.serve(deadline)
 
@@ -619,8 +628,7 @@ class Machine:
         elif what == c.PYTHON_ROW:
             if arg in self._row_makers and not self.tables.status[arg] & c.KNOWN:
                 row = self._row_makers.pop(arg)(arg)
-                full = np.array(row, np.int32)
-                self._run(lambda: int(c.store_row(self._handle, arg, full)))
+                self._run(lambda: int(c.store_row(self._handle, arg, row)))
             else:
                 self.row(arg)
         elif what == c.DISTANCE:
@@ -687,6 +695,7 @@ class Machine:
             status=_longer(tables.status, size),
             stay_set=_longer(tables.stay_set, size),
             stay_room=_longer(tables.stay_room, size),
+            stay_far=_longer(tables.stay_far, size),
             loops=_longer(tables.loops, size),
             used=_longer(tables.used, size),
             twin=_longer(tables.twin, size),

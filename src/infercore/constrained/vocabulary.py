@@ -153,6 +153,25 @@ class Vocabulary:
         return self._trie_of(np.flatnonzero(self.body_length >= 0).tolist())
 
     @cached_property
+    def _has_backslash(self) -> npt.NDArray[np.bool_]:
+        return np.array([b"\\" in (token or b"") for token in self.token_bytes], np.bool_)
+
+    @cached_property
+    def plain_body_mask(self) -> npt.NDArray[np.uint32]:
+        """Words of the mask that allows the tokens of `body_mask` without a backslash."""
+        return self._mask_of((self.body_length >= 0) & ~self._has_backslash)
+
+    @cached_property
+    def plain_body_trie(self) -> Trie:
+        """Trie of the same."""
+        return self._trie_of(np.flatnonzero((self.body_length >= 0) & ~self._has_backslash).tolist())
+
+    @cached_property
+    def escaped_body_trie(self) -> Trie:
+        """Trie of the tokens of `body_mask` with a backslash."""
+        return self._trie_of(np.flatnonzero((self.body_length >= 0) & self._has_backslash).tolist())
+
+    @cached_property
     def body_masks(self) -> list[npt.NDArray[np.uint32]]:
         """Entry n: words of the mask that allows the tokens that add at most n code points to a JSON string."""
         longest = int(self.body_length.max(initial=0))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from infercore.constrained.machine import Machine
 from infercore.constrained.regex import ANY_TEXT, RegexStates, matches_nothing, search_match
@@ -127,13 +128,15 @@ class Texts:
     def _accepts(self, parts: tuple[Part, ...]) -> bool:
         return all(self.machine.accepts(config) == holds for config, holds in parts)
 
-    def _steps(self, parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
-        """Parts after each byte; empty where the product is refused."""
+    def _steps(self, parts: tuple[Part, ...]) -> list[tuple[int, tuple[Part, ...]]]:
+        """Runs of bytes behind which the parts are the same: (first byte, parts); none where the product is refused."""
         signs = [holds for _, holds in parts]
-        columns = [self.machine.row(config).tolist() for config, _ in parts]
+        rows = np.stack([self.machine.row(config) for config, _ in parts])
+        starts = np.flatnonzero((rows[:, 1:] != rows[:, :-1]).any(axis=0)) + 1
+        first_bytes = [0, *starts.tolist()]
         known: dict[tuple[int, ...], tuple[Part, ...]] = {}
         result = []
-        for targets in zip(*columns, strict=True):
+        for byte, targets in zip(first_bytes, zip(*rows[:, first_bytes].tolist(), strict=True), strict=True):
             after = known.get(targets)
             if after is None:
                 if any(holds and target == 0 for target, holds in zip(targets, signs, strict=True)):
@@ -141,16 +144,16 @@ class Texts:
                 else:
                     after = tuple(sorted({(t, s) for t, s in zip(targets, signs, strict=True) if t != 0 or s}))
                 known[targets] = after
-            result.append(after)
+            result.append((byte, after))
         return result
 
-    def _row(self, parts: tuple[Part, ...]) -> list[int]:
+    def _row(self, parts: tuple[Part, ...]) -> npt.NDArray[np.int32]:
         known: dict[tuple[Part, ...], int] = {(): 0}
-        row = []
-        for after in self._steps(parts):
+        row = np.zeros(256, np.int32)
+        for byte, after in self._steps(parts):
             if after not in known:
                 known[after] = self._product(after)
-            row.append(known[after])
+            row[byte:] = known[after]
         return row
 
     def _lives(self, parts: tuple[Part, ...]) -> bool:
@@ -170,7 +173,7 @@ class Texts:
                 return True
             if self._live.get(here) is False:
                 continue
-            for after in dict.fromkeys(self._steps(here)):
+            for after in dict.fromkeys(after for _, after in self._steps(here)):
                 if after and after not in before:
                     before[after] = here
                     queue.append(after)
