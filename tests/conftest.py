@@ -8,6 +8,7 @@ import pytest
 # Triton reads this when it decorates a kernel, so it has to be set before the first import of a kernel module.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("INFERCORE_COLD_START", "wait")  # loops are compiled, not run as plain Python meanwhile
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two processes that save different signatures of one function at once leave an index that points to the wrong one, so
 # workers of pytest-xdist, and the processes that their tests start, keep compiled loops apart.

@@ -6,11 +6,14 @@ one warning. Functions that call each other share a file, because numba's cache 
 """
 
 import ctypes
+import importlib.util
 import os
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, no_type_check
 
 import numpy as np
@@ -31,6 +34,41 @@ else:
     _reason = "NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else ""
 
 
+_plain = False  # while a module is loaded by `plain_copy`
+_waiting: dict[str, str] = {}
+
+
+def report_waiting(part: str, what: str) -> None:
+    """Have `status` say that the loops of `part` run as plain Python for now; an empty `what`: not any more."""
+    _waiting.pop(part, None)
+    if what:
+        _waiting[part] = what
+
+
+def plain_copy(module: ModuleType) -> ModuleType:
+    """`module`, a `_compiled.py`, loaded once more as plain Python; its functions take the same handles."""
+    global _plain
+    assert module.__spec__ is not None
+    assert module.__file__ is not None
+    spec = importlib.util.spec_from_file_location(f"{module.__name__}_plain", module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    copy = importlib.util.module_from_spec(spec)
+    _plain = True
+    try:
+        spec.loader.exec_module(copy)
+    finally:
+        _plain = False
+    return copy
+
+
+def is_kept(function: Callable[..., Any]) -> bool:
+    """Whether machine code of a compiled function is in memory or on disk, so that a call need not compile it."""
+    if _reason or function.signatures:  # type: ignore[attr-defined]
+        return True
+    return bool(function._cache._cache_file._load_index())  # type: ignore[attr-defined]  # numba shows no other way
+
+
 def is_compiled() -> bool:
     """Whether `compiled` compiles; False where numba is missing or switched off."""
     return not _reason
@@ -38,7 +76,9 @@ def is_compiled() -> bool:
 
 def status() -> str:
     """One line for reports: whether the CPU loops are compiled, and if not, why."""
-    return f"plain Python ({_reason})" if _reason else f"compiled by numba {numba.__version__}"
+    if _reason:
+        return f"plain Python ({_reason})"
+    return "; ".join([f"compiled by numba {numba.__version__}", *(f"{part}: {why}" for part, why in _waiting.items())])
 
 
 def compiled(function: _Function) -> _Function:
@@ -60,7 +100,7 @@ def compiled_in_place(function: _Function) -> _Function:
 
 
 def _compile(function: _Function, more_options: dict[str, Any]) -> _Function:
-    if _reason:
+    if _reason or _plain:
         return function
     options = {"nogil": True, "cache": True, **more_options}
     try:
@@ -206,6 +246,9 @@ class Field(NamedTuple):
     columns: int = 0
 
 
+_directories: "weakref.WeakValueDictionary[int, Directory]" = weakref.WeakValueDictionary()
+
+
 class Directory:
     """Where the arrays of one object lie, for loops that get them all as one number.
 
@@ -222,6 +265,7 @@ class Directory:
         self._entries = np.zeros((len(self._fields), 2), np.int64)
         self._shown: tuple[Any, ...] = (None,) * len(self._fields)
         self.handle: Any = self._entries.ctypes.data
+        _directories[self.handle] = self
 
     def show(self, arrays: tuple[Any, ...]) -> None:
         """Make `handle` lead to these arrays, contiguous, one for each field; the caller keeps them alive."""
@@ -242,6 +286,8 @@ def arrays_at(fields: Sequence[Field]) -> Callable[[Any], Any]:
     """A function that compiled loops call with a `Directory.handle`; its result has an attribute for each field."""
     if _reason:
         return lambda handle: handle
+    if _plain:
+        return lambda handle: _directories[handle]._shown
     return _arrays_at(tuple(fields))  # type: ignore[no-any-return]
 
 

@@ -27,7 +27,7 @@ def compile_all(progress: Progress) -> None:
     """Run every step; `progress(what, fraction)` is called before each one. About two minutes on a bare machine."""
     steps: dict[str, Callable[[], None]] = {
         "prefix cache": _prefix_cache,
-        "grammars": _grammars,
+        "grammars": compile_grammars,
         "drafters": _drafters,
     }
     if importlib.util.find_spec("transformers") is not None:
@@ -61,7 +61,7 @@ def _prefix_cache() -> None:
     cache.clear()
 
 
-def _grammars() -> None:
+def compile_grammars() -> None:
     from infercore.constrained import Vocabulary, allocate_bitmask, json_schema, regex
 
     words = [bytes([i]) for i in range(256)] + [b'{"name', b'": "', b'"a"', b"true", None]
@@ -81,6 +81,8 @@ def _grammars() -> None:
             grammar.forced_tokens(state)
             state = grammar.advance(state, byte)
         grammar.is_accepting(state)
+    never = json_schema({"type": "string", "allOf": [{"pattern": "a+$"}, {"not": {"pattern": "^b"}}]}).bind(vocabulary)
+    never.fill_bitmask([never.advance(never.start, ord('"'))], bitmask)  # rows that Python makes
 
 
 def _drafters() -> None:

@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor
-
+from infercore.constrained.bitmask import Bitmask
 from infercore.constrained.grammar import Grammar
 
 
 def fill_batch(
     grammars: Sequence[Grammar],
     states: Sequence[int],
-    bitmask: Tensor | npt.NDArray[np.int32],
+    bitmask: Bitmask,
     *,
     budgets: Sequence[int | None] | None = None,
     pool: ThreadPoolExecutor | None = None,

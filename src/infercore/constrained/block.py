@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from infercore.constrained import _compiled as c
+from infercore.constrained.loops import loops as c
 from infercore.constrained.machine import Machine
 
 _NEVER = 1 << 30

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infercore.constrained import _compiled as c
 from infercore.constrained.completion import Completions
+from infercore.constrained.loops import loops as c
 
 if TYPE_CHECKING:
     from infercore.constrained.grammar import Grammar

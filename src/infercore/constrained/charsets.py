@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infercore.constrained import _compiled as c
+from infercore.constrained.loops import loops as c
 
 Ranges = tuple[tuple[int, int], ...]
 

@@ -9,7 +9,7 @@ missing key is tried next (`Machine.wanted_keys`). What is found is a completion
 import heapq
 from collections import deque
 
-from infercore.constrained import _compiled as c
+from infercore.constrained.loops import loops as c
 from infercore.constrained.machine import Machine
 
 _MAX_STATES = 4000  # of one frame; one that has no return within so many is given up

@@ -4,16 +4,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from infercore.constrained import _compiled as c
-from infercore.constrained.bitmask import words_of
+from infercore.constrained.bitmask import Bitmask, is_tensor, words_of
 from infercore.constrained.budget import Budgets
 from infercore.constrained.groups import WORDS
 from infercore.constrained.limits import Limits
+from infercore.constrained.loops import loops as c
 from infercore.constrained.machine import Machine
 from infercore.constrained.vocabulary import Vocabulary
 from infercore.errors import EmptyGrammar
@@ -104,7 +104,7 @@ class Grammar:
         self._recorded: list[tuple[int, bytes]] = []
         self._recorded_ids: dict[tuple[int, bytes], int] = {}
         self._forced: dict[int, npt.NDArray[np.int32]] = {}
-        self._last_bitmask: tuple[Tensor | None, npt.NDArray[np.uint32], int] = (None, np.zeros((0, 0), np.uint32), 0)
+        self._last_bitmask: tuple[Any, npt.NDArray[np.uint32], int] = (None, np.zeros((0, 0), np.uint32), 0)
         self._eos = frozenset(vocabulary.eos_token_ids)
         machine.tables.header[c.REACH] = vocabulary.max_length
         config = machine.start(entry)
@@ -132,7 +132,7 @@ class Grammar:
     def fill_bitmask(
         self,
         states: Sequence[int],
-        bitmask: Tensor | npt.NDArray[np.int32],
+        bitmask: Bitmask,
         *,
         budgets: Sequence[int] | None = None,
     ) -> None:
@@ -192,14 +192,15 @@ class Grammar:
     def _budgets(self) -> Budgets:
         return Budgets(self)
 
-    def _words_of(self, bitmask: Tensor | npt.NDArray[np.int32], rows: int) -> npt.NDArray[np.uint32]:
+    def _words_of(self, bitmask: Bitmask, rows: int) -> npt.NDArray[np.uint32]:
         """`bitmask` as words, those of the last call without another look where it is the same tensor."""
         last, words, address = self._last_bitmask
-        if bitmask is last and rows <= len(words) and bitmask.data_ptr() == address:
+        tensor: Any = bitmask
+        if tensor is last and rows <= len(words) and tensor.data_ptr() == address:
             return words
         words = words_of(bitmask, rows, self.vocabulary.vocab_size)
-        if isinstance(bitmask, Tensor):
-            self._last_bitmask = (bitmask, words, bitmask.data_ptr())
+        if is_tensor(bitmask):
+            self._last_bitmask = (tensor, words, tensor.data_ptr())
         return words
 
     # Inside ----------------------------------------------------------------------------------------------------------

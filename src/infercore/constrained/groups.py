@@ -3,8 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
-from infercore.constrained import _compiled as c
 from infercore.constrained.charsets import cells
+from infercore.constrained.loops import loops as c
 
 _NUM_MASKS = 96  # groups with a mask of their own: most tokens are letters, with or without a space
 

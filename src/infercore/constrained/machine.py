@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infercore._jit import Directory
-from infercore.constrained import _compiled as c
 from infercore.constrained.limits import Limits
+from infercore.constrained.loops import loops as c
 from infercore.constrained.trie import Trie
 from infercore.errors import GrammarLimitError
 

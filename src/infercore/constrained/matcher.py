@@ -4,9 +4,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
+from infercore.constrained.bitmask import Bitmask
 from infercore.constrained.grammar import Grammar
 
 
@@ -38,7 +37,7 @@ class GrammarMatcher:
             raise ValueError(f"cannot roll back {num_tokens} tokens, {len(self._states) - 1} were accepted")
         del self._states[len(self._states) - num_tokens :]
 
-    def fill_bitmask(self, bitmask: Tensor | npt.NDArray[np.int32]) -> None:
+    def fill_bitmask(self, bitmask: Bitmask) -> None:
         """Write the tokens that may come next into one row of a bitmask (int32, [words] or [1, words])."""
         row = bitmask if bitmask.ndim == 2 else bitmask[None]
         self.grammar.fill_bitmask([self._states[-1]], row)
@@ -70,7 +69,7 @@ class Matcher(Protocol):
 
     def accept(self, token_id: int) -> bool: ...
     def rollback(self, num_tokens: int) -> None: ...
-    def fill_bitmask(self, bitmask: torch.Tensor) -> None: ...
+    def fill_bitmask(self, bitmask: Bitmask) -> None: ...
     def forced_tokens(self) -> npt.NDArray[np.int32]: ...
     @property
     def is_finished(self) -> bool: ...

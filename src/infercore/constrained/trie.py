@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from infercore._jit import Directory
-from infercore.constrained import _compiled as c
 from infercore.constrained.charsets import cells
+from infercore.constrained.loops import loops as c
 
 
 class TrieArrays(NamedTuple):

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infercore.constrained import _compiled as c
 from infercore.constrained.charsets import cells
 from infercore.constrained.groups import TokenGroups
+from infercore.constrained.loops import loops as c
 from infercore.constrained.trie import Trie, TrieArrays
 
 
