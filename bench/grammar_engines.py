@@ -3,12 +3,15 @@
 import base64
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+os.environ.setdefault("INFERCORE_COLD_START", "wait")  # what is timed here is machine code
 
 from infercore.constrained import Vocabulary, allocate_bitmask, json_schema, regex
 
