@@ -85,6 +85,24 @@ def test_a_token_that_may_reach_further_is_not_cut_short():
     assert choices(["order1", "order2"]).bind(vocabulary).forced_tokens(grammar.start).tolist() == [257]
 
 
+def test_an_escape_that_only_respells_does_not_keep_text_from_being_forced():
+    vocabulary = Vocabulary(
+        [None, *(bytes([i]) for i in range(256)), b"-\\", b'"\\', b"-1"],
+        eos_token_ids=[0],
+        encode=lambda text: [byte + 1 for byte in text.encode()],
+    )
+    for pattern, prefix, forced in (
+        ("^[a-z]-[0-4a]$", '"b', b""),  # "-1" may come
+        ("^[a-z]-[a-z]$", '"b', b"-"),  # an escape stands for a letter, which may come as it is
+        ('^[a-z]-[a-z"]$', '"b', b""),  # a quote must be escaped
+        ("^[a-z]-[^b]$", '"b', b""),
+        ("^[a-z]+$", "", b'"'),
+    ):
+        grammar = json_schema({"type": "string", "pattern": pattern}).bind(vocabulary)
+        state = grammar.advance_bytes(grammar.start, np.frombuffer(prefix.encode(), np.uint8))
+        assert bytes(token - 1 for token in grammar.forced_tokens(state)) == forced, pattern
+
+
 def test_without_an_encoder_only_the_one_allowed_token_is_forced():
     grammar = regex("zz(q|r)").bind(VOCABULARY)
     state = grammar.start

@@ -488,7 +488,19 @@ class Grammar:
         if high <= low:
             return False
         mask = self.mask(before)
+        respells = self._needs_no_escape(after)
+        tokens, size = vocabulary.token_bytes, len(tail)
         return any(
-            len(vocabulary.token_bytes[i] or b"") > len(tail) and mask[i >> 5] >> np.uint32(i & 31) & 1
+            len(token := tokens[i] or b"") > size
+            and mask[i >> 5] >> np.uint32(i & 31) & 1
+            and not (respells and token[size] == 0x5C)  # an escape then says what may come as it is
             for i in vocabulary.sorted_ids[low:high]
         )
+
+    def _needs_no_escape(self, state: int) -> bool:
+        """Whether `state` is in a JSON string none of whose next characters has to be written as an escape."""
+        string = self.machine.string_at(self.config(state))
+        if string is None:
+            return False
+        row = self.machine.row(string[1])
+        return not bool(row[:0x20].any() or row[0x22] or row[0x5C])
