@@ -27,6 +27,7 @@ SCHEMAS = [
         "maxProperties": 1,
         "additionalProperties": {"type": "integer"},
     },
+    {"anyOf": [{"type": "object", "minProperties": 1, "maxProperties": 0}, {"type": "null"}]},
     {"type": "string", "maxLength": 3, "pattern": "k$"},
     {"type": "string", "maxLength": 3, "pattern": "^(ax)*$"},
 ]

@@ -1,5 +1,6 @@
 """A regex grammar says what Python's `re` says, and refuses clearly what no automaton holds."""
 
+import itertools
 import re
 
 import pytest
@@ -7,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.constrained.vocab import VOCABULARY, accepts
 
-from infercore.constrained import regex
-from infercore.errors import EmptyGrammar, GrammarError, RegexSyntaxError
+from infercore.constrained import json_schema, regex
+from infercore.errors import EmptyGrammar, GrammarError, RegexSyntaxError, UnsupportedSchema
 
 atoms = st.sampled_from(
     ["a", "b", "c", ".", "[ab]", "[^a]", r"\d", r"\w", "é", "[à-ü]", r"\.", "[a-c0-9]", "\n", "^", "$", r"\s", "日"]
@@ -89,3 +90,25 @@ def test_refusal_carries_the_position(pattern, position):
     assert caught.value.position == position
     assert isinstance(caught.value, GrammarError)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^(?=.*\d)(?=.*[a-c])(?!.*bb)[abc0-9.]{2,}$", r"^(?!a$)[ab]+", r"^[ab.]+(?<!a)(?<!b\.)$",
+        r"^(?=a|b0)(?!ab|.$)",
+        r"^(?!.*(a|0)$)(?=.{2,4}$)", r"^(?=.*a)[^b]*(?<=0.)$",
+    ],
+)  # fmt: skip
+def test_look_around_at_the_ends_of_a_schema_s_pattern(pattern):
+    grammar = json_schema({"type": "string", "pattern": pattern}).bind(VOCABULARY)
+    for size in range(5):
+        for letters in itertools.product("ab0.", repeat=size):
+            text = "".join(letters)
+            assert accepts(grammar, f'"{text}"') == bool(re.search(pattern, text)), (pattern, text)
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)b", "a(?=b)", "^a(?!b)c$", r"\bab", "^(?=a)(b|(?=c)d)"])
+def test_look_around_elsewhere_is_refused(pattern):
+    with pytest.raises(UnsupportedSchema, match="look-around"):
+        json_schema({"type": "string", "pattern": pattern}).bind(VOCABULARY)

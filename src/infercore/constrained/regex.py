@@ -173,7 +173,28 @@ def full_match(pattern: str, *, ecma: bool = False) -> Node:
 
 def search_match(pattern: str) -> Node:
     """The tree of texts that contain a match of `pattern` in JSON Schema's dialect, anchors resolved."""
-    return resolve_anchors(Concat((ANY_TEXT, parse(pattern, ecma=True), ANY_TEXT)), pattern)
+    return _search(parse(pattern, ecma=True), pattern)
+
+
+def search_conjunction(pattern: str) -> list[tuple[Node, bool]]:
+    """As `search_match`, with look-ahead right behind a leading ^ and look-behind right before a final $ taken out.
+
+    Returns: trees, each of which must match, or (False) must not.
+    """
+    node = parse(pattern, ecma=True)
+    parts = list(node.parts) if isinstance(node, Concat) else [node]
+    result = []
+    while len(parts) > 1 and parts[0] == Anchor("start") and isinstance(look := parts[1], Look) and not look.behind:
+        result.append((_search(Concat((Anchor("start"), look.part)), pattern), not look.negative))
+        del parts[1]
+    while len(parts) > 1 and parts[-1] == Anchor("end") and isinstance(look := parts[-2], Look) and look.behind:
+        result.append((_search(Concat((look.part, Anchor("end"))), pattern), not look.negative))
+        del parts[-2]
+    return [(_search(Concat(tuple(parts)) if result else node, pattern), True), *result]
+
+
+def _search(node: Node, pattern: str) -> Node:
+    return resolve_anchors(Concat((ANY_TEXT, node, ANY_TEXT)), pattern)
 
 
 def resolve_anchors(node: Node, pattern: str) -> Node:
@@ -182,7 +203,12 @@ def resolve_anchors(node: Node, pattern: str) -> Node:
     Raises: RegexSyntaxError for look-around and word boundaries, which this tree cannot hold.
     """
     if _has(node, Look) or _has_kind(node, "word") or _has_kind(node, "not word"):
-        raise RegexSyntaxError("look-around and word boundaries are not supported here", pattern=pattern, position=0)
+        raise RegexSyntaxError(
+            "look-around is supported only in a schema's pattern, right behind a leading ^ or right before a final $, "
+            "and word boundaries are not; say it with classes and alternatives",
+            pattern=pattern,
+            position=0,
+        )
     return _resolve(_resolve(node, "start", True), "end", True)
 
 

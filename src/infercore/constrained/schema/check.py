@@ -1,10 +1,11 @@
 """`check`: finds what cannot be enforced before any token is generated, with its JSON pointer."""
 
+from collections.abc import Callable
 from typing import Any
 
 from infercore.constrained.schema.atoms import ANNOTATIONS, Forms
 from infercore.constrained.schema.document import Document, Literal, Place
-from infercore.constrained.schema.texts import pattern_node
+from infercore.constrained.schema.texts import pattern_node, pattern_nodes
 from infercore.errors import GrammarLimitError, RegexSyntaxError, UnsupportedSchema
 
 _TYPES = frozenset(["null", "boolean", "integer", "number", "string", "array", "object", "any"])
@@ -116,11 +117,11 @@ def _check_number(keyword: str, value: Any, draft: int, pointer: str) -> None:
         raise UnsupportedSchema(f"multipleOf is {value!r}, expected more than 0", pointer=pointer)
 
 
-def _check_pattern(pattern: Any, pointer: str) -> None:
+def _check_pattern(pattern: Any, pointer: str, parse_pattern: Callable[[str], object] = pattern_nodes) -> None:
     if not isinstance(pattern, str):
         raise UnsupportedSchema(f"pattern is {pattern!r}, expected a string", pointer=pointer)
     try:
-        pattern_node(pattern)
+        parse_pattern(pattern)
     except RegexSyntaxError as error:
         raise UnsupportedSchema(str(error), pointer=pointer) from error
 
@@ -142,7 +143,7 @@ def _children(document: Document, place: Place, keyword: str, value: Any, pointe
         for name, schema in value.items():
             escaped = name.replace("~", "~0").replace("/", "~1")
             if keyword == "patternProperties":
-                _check_pattern(name, f"{pointer}/{escaped}")
+                _check_pattern(name, f"{pointer}/{escaped}", pattern_node)
             if isinstance(schema, list | str) and keyword in ("dependencies", "dependentRequired"):
                 continue
             _check_schema(schema, f"{pointer}/{escaped}")

@@ -214,7 +214,8 @@ class Context:
             atom[1][1] for atom in alternative if atom[0] == "some" and atom[1][0] == "name" and atom[2] == TRUE
         }
         high = min((atom[1] for atom in alternative if atom[0] == "max_props"), default=None)
-        if high is not None and high < len(required):
+        low = max((atom[1] for atom in alternative if atom[0] == "min_props"), default=0)
+        if high is not None and high < max(low, len(required)):
             return True
         named: dict[str, list[Literal]] = {}
         for atom in alternative:

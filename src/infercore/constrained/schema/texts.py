@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infercore.constrained.machine import Machine
-from infercore.constrained.regex import ANY_TEXT, RegexStates, matches_nothing, search_match
+from infercore.constrained.regex import ANY_TEXT, RegexStates, matches_nothing, search_conjunction, search_match
 from infercore.constrained.regex_syntax import ALL, Alternate, Chars, Concat, Node, Repeat
 from infercore.errors import GrammarLimitError
 
@@ -190,6 +190,12 @@ def pattern_node(pattern: str) -> Node:
     return search_match(pattern)
 
 
+@lru_cache(maxsize=1024)
+def pattern_nodes(pattern: str) -> tuple[tuple[Node, bool], ...]:
+    """What `search_conjunction` gives, parsed once."""
+    return tuple(search_conjunction(pattern))
+
+
 def search_parts(texts: Texts, pattern: str) -> list[Part]:
     """The configs that a pattern is the intersection of."""
-    return [(texts.of_node(pattern_node(pattern)), True)]
+    return [(texts.of_node(node), holds) for node, holds in pattern_nodes(pattern)]
