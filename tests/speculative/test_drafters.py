@@ -214,6 +214,24 @@ def test_union_says_who_proposed_a_node() -> None:
     assert tree.token_ids.tolist() == [1, 2, 3]
     assert tree.sources is not None
     assert tree.sources.tolist() == [1, 0, 1]
+    assert tree.scores is not None
+    assert tree.scores.tolist() == pytest.approx([1 - 0.7 * 0.6, 0.2, 0.5]), "two that agree are right more often"
+
+
+@given(seed=st.integers(0, 10**6), max_nodes=st.integers(1, 40))
+def test_no_score_of_a_union_is_above_its_parent_s(seed: int, max_nodes: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def scored() -> TokenTree:
+        parents = [int(rng.integers(-1, node)) for node in range(int(rng.integers(0, 13)))]
+        scores: list[float] = []
+        for parent in parents:
+            scores.append(float(rng.choice([0.1, 0.9, 0.99, 1.0])) * (scores[parent] if parent >= 0 else 1.0))
+        return TokenTree.of(rng.integers(0, 3, len(parents)), parents, scores=scores)
+
+    (tree,) = Union(*(_Fixed(scored()) for _ in range(3))).propose([DraftRequest(0, np.zeros(1, np.int32), max_nodes)])
+    for node, parent in enumerate(tree.parents.tolist()):
+        assert parent < 0 or tree.scores[node] <= tree.scores[parent]  # type: ignore[index]
 
 
 def test_union_keeps_drawn_trees_whole() -> None:

@@ -29,5 +29,6 @@ def test_wrong_rows_and_counts_are_refused() -> None:
     logits = np.zeros((2, 5), np.float32)
     with pytest.raises(ValueError, match="count is 6"):
         top_tokens(logits, np.array([0]), 6)
-    with pytest.raises(ValueError, match="rows 0 to 1"):
-        top_tokens(logits, np.array([2]), 1)
+    for row in (2, -1):
+        with pytest.raises(ValueError, match=f"row {row} is asked for; expected 0 to 1"):
+            top_tokens(logits, np.array([row]), 1)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from infercore.hf.choose import Turn
-from infercore.hf.features import feature_observers
 from infercore.hf.grammar_state import IntGrammarState
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows
@@ -80,9 +79,9 @@ def lessons_of(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None]) -> l
     """What drafters that learn from the likeliest tokens will be shown; to be taken before tokens are appended."""
     seen: dict[int, Lesson] = {}
     for turn, verdict in zip(turns, outcomes, strict=True):
-        drafter = turn.state.request.drafter
-        if num_top_tokens([turn]) and isinstance(verdict, Verdict) and isinstance(drafter, TopTokenObserver):
-            lesson = seen.setdefault(id(drafter), Lesson(drafter, [], []))
+        observer = turn.state.top_observer
+        if observer is not None and observer.num_top_tokens and isinstance(verdict, Verdict):
+            lesson = seen.setdefault(id(observer), Lesson(observer, [], []))
             lesson.token_ids += [
                 int(turn.state.tokens[turn.state.num_tokens - 1]),
                 *turn.tree.token_ids[verdict.path].tolist(),
@@ -101,12 +100,8 @@ def show_drafters(lessons: Seq[Lesson], top_of: Callable[[Seq[int], int], npt.ND
 
 def num_top_tokens(turns: Seq[Turn]) -> int:
     """The most of a row's likeliest tokens that a drafter of these requests learns from; 0 where none does."""
-    most = 0
-    for turn in turns:
-        drafter = turn.state.request.drafter
-        if turn.state.speculates and drafter is not None and isinstance(drafter, TopTokenObserver):
-            most = max(most, drafter.num_top_tokens)
-    return most
+    observers = (turn.state.top_observer for turn in turns)
+    return max((observer.num_top_tokens for observer in observers if observer is not None), default=0)
 
 
 def top_tokens_of(logits: Tensor, rows: Seq[int], count: int) -> npt.NDArray[np.integer]:
@@ -127,8 +122,7 @@ def show_features(
     for share, rows in work:
         state, first = share.state, start
         start += len(rows.slots)
-        observers = feature_observers(state.request.drafter) if state.speculates else []
-        if not observers:
+        if not state.feature_observers:
             continue
         if not verdicts:
             verdicts = {turn.state.request_id: outcome for turn, outcome in zip(turns, outcomes, strict=True)}
@@ -137,7 +131,7 @@ def show_features(
         verdict = verdicts.get(state.request_id)
         if isinstance(verdict, Verdict) and len(verdict.path):
             kept = np.concatenate([kept, first + chain + verdict.path.astype(np.int64)])
-        for observer in observers:
+        for observer in state.feature_observers:
             _, states, positions, kept_rows = seen.setdefault(id(observer), (observer, [], [], []))
             states.append(state)
             positions.append(rows.sequence.num_tokens)
@@ -193,9 +187,8 @@ def _prune(tree: TokenTree, state: RequestState) -> TokenTree:
     drawn from a distribution stay: their probability is part of the verification. `RequestState.append` then stops
     there. The tree carries its grammar states from here on.
     """
-    depths = tree.depths
-    if depths.max() >= state.remaining:
-        tree = tree.truncate(depths < state.remaining)
+    if tree.num_nodes >= state.remaining:  # else no node is that deep
+        tree = tree.truncate(tree.depths < state.remaining)
     if state.grammar is None or not tree.num_nodes:
         return tree
     states = state.grammar.walk(tree)

@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from infercore.hf.features import feature_observers
 from infercore.hf.grammar_state import GrammarState
 from infercore.hf.request import FinishReason, Request, RequestStats, TokenLogprobs
 from infercore.hf.stopping import StopStrings, Tokenizer, criterion_stops
 from infercore.radix import Sequence
+from infercore.speculative import TopTokenObserver
 
 
 class RequestState:
@@ -47,6 +49,9 @@ class RequestState:
         self.stop_strings = StopStrings(tokenizer, request.stop) if tokenizer is not None and request.stop else None
         self.speculates = speculates
         self.notes = notes
+        drafter = request.drafter  # looked at once: to ask whether it observes takes 10 µs, ten times that in a step
+        self.top_observer = drafter if speculates and isinstance(drafter, TopTokenObserver) else None
+        self.feature_observers = feature_observers(drafter) if speculates else []
         self.generator, self.draft_generator = _generators(request)
         self.sequence: Sequence | None = None
         self.source: int | None = None  # of a token that was chosen and not read yet: see `Rows.source`

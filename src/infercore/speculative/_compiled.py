@@ -52,24 +52,28 @@ def tree_ancestor_bits(parents, num_words):
 
 @no_type_check
 @compiled
-def kept_parents(parents, keep):
-    """Parents renumbered for the kept nodes; entry -2 marks a kept node whose parent is dropped."""
+def kept_nodes(token_ids, parents, scores, sources, keep):
+    """Token ids, parents, scores and sources of the kept nodes, and whether each one's parent is kept as well."""
     num_nodes = parents.shape[0]
-    new_index = np.empty(num_nodes, np.int32)
-    out = np.empty(num_nodes, np.int32)
     num_kept = 0
+    for node in range(num_nodes):
+        num_kept += keep[node]
+    new_index = np.empty(num_nodes, np.int32)
+    kept_ids, kept_parents = np.empty(num_kept, np.int32), np.empty(num_kept, np.int32)
+    kept_scores, kept_sources = np.empty(num_kept, np.float32), np.empty(num_kept, np.int8)
+    is_whole = True
+    at = 0
     for node in range(num_nodes):
         if keep[node]:
             parent = parents[node]
-            if parent < 0:
-                out[num_kept] = -1
-            elif keep[parent]:
-                out[num_kept] = new_index[parent]
-            else:
-                out[num_kept] = -2
-            new_index[node] = num_kept
-            num_kept += 1
-    return out[:num_kept]
+            is_whole &= parent < 0 or keep[parent]
+            kept_ids[at] = token_ids[node]
+            kept_parents[at] = new_index[parent] if parent >= 0 and keep[parent] else -1
+            kept_scores[at] = scores[node]
+            kept_sources[at] = sources[node]
+            new_index[node] = at
+            at += 1
+    return kept_ids, kept_parents, kept_scores, kept_sources, is_whole
 
 
 @no_type_check
@@ -245,8 +249,9 @@ def remember_followers(followers, token_ids, top_token_ids):
 def merge(nodes, ends, max_nodes):
     """Merge the trees in `nodes`, tree t up to `ends[t + 1]`, by path, and keep the `max_nodes` of the highest scores.
 
-    A node that several propose keeps the highest score and its source, the number of the tree. Returns token ids,
-    parents, scores and sources.
+    A node that several propose is right unless all of them err: its score is 1 - (1 - a)(1 - b), its source the number
+    of the tree that gave it the highest. That is not above its parent's, which the same trees hold, but for rounding
+    and for a tree with the same path twice. Returns token ids, parents, scores and sources.
     """
     capacity = ends[ends.shape[0] - 1]
     token_ids = np.empty(capacity, np.int32)
@@ -254,6 +259,7 @@ def merge(nodes, ends, max_nodes):
     scores = np.empty(capacity, np.float32)
     sources = np.empty(capacity, np.int8)
     index = np.empty(capacity, np.int32)
+    highest_given = np.empty(capacity, np.float32)
     given = nodes[2].view(np.float32)
     num_nodes = 0
     for tree in range(ends.shape[0] - 1):
@@ -271,10 +277,14 @@ def merge(nodes, ends, max_nodes):
                 token_ids[found] = nodes[0, node]
                 parents[found] = parent
                 scores[found] = given[node]
+                highest_given[found] = given[node]
                 sources[found] = tree
-            elif given[node] > scores[found]:
-                scores[found] = given[node]
-                sources[found] = tree
+            else:
+                both = np.float32(1) - (np.float32(1) - scores[found]) * (np.float32(1) - given[node])
+                scores[found] = both if parent < 0 else min(both, scores[parent])
+                if given[node] > highest_given[found]:
+                    highest_given[found] = given[node]
+                    sources[found] = tree
             index[node] = found
     if num_nodes > max_nodes:
         keep = best_nodes(scores[:num_nodes], max_nodes)
@@ -302,7 +312,6 @@ def best_nodes(scores, max_nodes):
     return keep
 
 
-_LANES = 16  # of a vector of maxima: one running maximum would wait for itself
 _BLOCK = 512  # logits whose maximum is compared before any of them is
 
 
@@ -311,11 +320,13 @@ _BLOCK = 512  # logits whose maximum is compared before any of them is
 def top_tokens(logits, rows, out):
     """Fill out[i] with the largest entries of logits[rows[i]], largest first, the lower id where they are equal.
 
-    -1 stands where fewer are above -inf.
+    -1 stands where fewer are above -inf. Returns the index of the first of `rows` that is none of `logits`, else -1.
     """
+    for i in range(rows.shape[0]):
+        if not 0 <= rows[i] < logits.shape[0]:
+            return i
     count, width = out.shape[1], logits.shape[1]
     best = np.empty(count, np.float32)
-    lanes = np.empty(_LANES, np.float32)
     for i in range(rows.shape[0]):
         row = logits[rows[i]]
         for rank in range(count):
@@ -323,19 +334,8 @@ def top_tokens(logits, rows, out):
             out[i, rank] = -1
         for start in range(0, width, _BLOCK):
             stop = min(width, start + _BLOCK)
-            if stop - start == _BLOCK:
-                for lane in range(_LANES):
-                    lanes[lane] = row[start + lane]
-                for at in range(start + _LANES, stop, _LANES):
-                    for lane in range(_LANES):
-                        value = row[at + lane]
-                        if value > lanes[lane]:
-                            lanes[lane] = value
-                high = lanes[0]
-                for lane in range(1, _LANES):
-                    high = max(high, lanes[lane])
-                if not high > best[count - 1]:
-                    continue
+            if stop - start == _BLOCK and not highest(row, start) > best[count - 1]:
+                continue
             for token in range(start, stop):
                 value = row[token]
                 if not value > best[count - 1]:
@@ -347,3 +347,16 @@ def top_tokens(logits, rows, out):
                     rank -= 1
                 best[rank] = value
                 out[i, rank] = token
+    return -1
+
+
+@no_type_check
+@compiled
+def highest(row, start):
+    """max(row[start : start + _BLOCK]), eight of them at a time: one running maximum would wait for itself."""
+    a, b, c, d = row[start], row[start + 1], row[start + 2], row[start + 3]
+    e, f, g, h = row[start + 4], row[start + 5], row[start + 6], row[start + 7]
+    for at in range(start + 8, start + _BLOCK, 8):
+        a, b, c, d = max(a, row[at]), max(b, row[at + 1]), max(c, row[at + 2]), max(d, row[at + 3])
+        e, f, g, h = max(e, row[at + 4]), max(f, row[at + 5]), max(g, row[at + 6]), max(h, row[at + 7])
+    return max(max(max(a, b), max(c, d)), max(max(e, f), max(g, h)))

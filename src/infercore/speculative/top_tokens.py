@@ -14,13 +14,12 @@ def top_tokens(
     -1 stands where fewer are above -inf (a grammar's mask excludes the rest).
 
     Raises: ValueError if `count` is not between 1 and the vocabulary's size, or a row is none of `logits`.
-    Cost: one pass, 10 µs for a row of 49k that is in the caches; `torch.topk` takes 350.
+    Cost: one pass, 20 µs for a row of 49k that is in the caches; `torch.topk` takes 350.
     """
     if not 1 <= count <= logits.shape[1]:
         raise ValueError(f"count is {count}; expected 1 to {logits.shape[1]}, the columns of logits")
     out = np.empty((len(rows), count), np.int32)
-    wanted = np.ascontiguousarray(rows, np.int64)
-    if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(logits):
-        raise ValueError(f"rows reach from {wanted.min()} to {wanted.max()}; logits has rows 0 to {len(logits) - 1}")
-    _compiled.top_tokens(logits, wanted, out)
+    bad = _compiled.top_tokens(logits, np.ascontiguousarray(rows, np.int64), out)
+    if bad >= 0:
+        raise ValueError(f"row {rows[bad]} is asked for; expected 0 to {len(logits) - 1}, the rows of logits")
     return out

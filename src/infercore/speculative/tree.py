@@ -122,15 +122,22 @@ class TokenTree:
         """
         if keep.shape != (self.num_nodes,):
             raise ValueError(f"keep has shape {keep.shape}, expected ({self.num_nodes},): one entry per node")
-        parents: npt.NDArray[np.int32] = _compiled.kept_parents(self.parents, keep)
-        if parents.size and int(parents.min()) < -1:
+        num_nodes = self.num_nodes
+        if not num_nodes:
+            return self
+        scores = self.scores if self.scores is not None else np.zeros(num_nodes, np.float32)
+        sources = self.sources if self.sources is not None else np.zeros(num_nodes, np.int8)
+        token_ids, parents, scores, sources, is_whole = _compiled.kept_nodes(
+            self.token_ids, self.parents, scores, sources, keep
+        )
+        if not is_whole:
             raise ValueError("keep drops the parent of a kept node; drop its whole subtree or keep its ancestors")
         return TokenTree(
-            self.token_ids[keep],
+            token_ids,
             parents,
             None if self.draft_probs is None else self.draft_probs[np.flatnonzero(keep)],
-            None if self.scores is None else self.scores[keep],
-            None if self.sources is None else self.sources[keep],
+            None if self.scores is None else scores,
+            None if self.sources is None else sources,
             None if self.grammar_states is None else self.grammar_states[keep],
         )
 

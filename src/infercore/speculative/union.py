@@ -17,9 +17,11 @@ from infercore.speculative.types import Drafter, DraftRequest, TopTokenObserver,
 class Union:
     """Merges what its drafters propose by path, and keeps the nodes of the highest scores within the budget.
 
-    A path that two propose is one node, with the higher score. `TokenTree.sources` tells which drafter each node came
-    from, in the order of the arguments (a `Union` inside counts as one). Trees that were drawn (`draft_probs`) are
-    kept whole and come first, because cutting them would bias the output; chosen nodes fill what is left.
+    A path that two propose with scores a and b is one node of score 1 - (1 - a)(1 - b), as if they erred independently;
+    the controller's calibration takes back what that says too much. `TokenTree.sources` tells which drafter gave a node
+    the highest score, in the order of the arguments (a `Union` inside counts as one). Trees that were drawn
+    (`draft_probs`) are kept whole and come first, because cutting them would bias the output; chosen nodes fill what is
+    left.
     """
 
     def __init__(self, *drafters: Drafter) -> None:

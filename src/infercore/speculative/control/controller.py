@@ -226,5 +226,5 @@ def _cut(trees: Sequence[TokenTree], keep: npt.NDArray[np.bool_], count: int) ->
             continue
         kept = keep[start : start + tree.num_nodes]
         start += tree.num_nodes
-        cut.append(tree if kept.all() else tree.truncate(kept) if kept.any() else TokenTree.empty())
+        cut.append(tree if len(trees) > 1 and kept.all() else tree.truncate(kept))
     return cut
