@@ -10,7 +10,7 @@ import torch
 
 from infercore.speculative import TokenTree, verify
 from infercore.speculative.verify import acceptance
-from infercore.testing.lossless import TinyModel, assert_lossless, chi_square_p_value
+from infercore.testing import TinyModel, assert_lossless, chi_square_p_value
 
 DRAFT = TinyModel(4, seed=77)
 """The drafter: a model of its own, with no nucleus."""

@@ -10,4 +10,9 @@ When to use it: you wrote a cache, a drafter or a verifier to the protocols of t
 
 One module per part. Prefix caches: `prefix_model.py` (what must hold, by brute force), `prefix_driver.py` (one
 operation on cache and model), `prefix_machine.py` (Hypothesis chooses), `soak.py` (a million random operations).
+Samplers: `lossless.py` (`assert_lossless`: does it draw from the model's own law?).
 """
+
+from infercore.testing.lossless import TinyModel, assert_lossless, chi_square_p_value
+
+__all__ = ["TinyModel", "assert_lossless", "chi_square_p_value"]

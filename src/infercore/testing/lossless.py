@@ -1,6 +1,6 @@
 """Does a sampler draw from the model it claims to draw from? For speculative decoding of any kind, of anyone.
 
-    from infercore.testing.lossless import TinyModel, assert_lossless
+    from infercore.testing import TinyModel, assert_lossless
 
     def generate(model: TinyModel, num_tokens: int, generator: torch.Generator) -> list[int]:
         ...                                     # your sampler, asking `model.probs(token_ids)` for distributions
