@@ -193,7 +193,9 @@ def main() -> None:
     if arguments.modelled:
         length = arguments.length or 600
         stream = Stream(np.random.default_rng(0).integers(0, 1000, len(CHANCES) * length + 4 * WIDTH), length)
-        lines = list(HEADER)
+        from speculative import commit
+
+        lines = [f"commit {commit()} | no model: costs from two curves, stretches of {length} tokens", "", *HEADER]
         for name, (base, factors) in CURVES.items():
             cost = lambda rows, base=base, factors=factors: base * float(np.interp(rows, ROWS, factors))  # noqa: E731
             controllers: dict[str, Controller] = {
