@@ -100,8 +100,11 @@ def show_drafters(lessons: Seq[Lesson], top_of: Callable[[Seq[int], int], npt.ND
 
 def num_top_tokens(turns: Seq[Turn]) -> int:
     """The most of a row's likeliest tokens that a drafter of these requests learns from; 0 where none does."""
-    observers = (turn.state.top_observer for turn in turns)
-    return max((observer.num_top_tokens for observer in observers if observer is not None), default=0)
+    most = 0
+    for turn in turns:
+        if (observer := turn.state.top_observer) is not None:
+            most = max(most, observer.num_top_tokens)
+    return most
 
 
 def top_tokens_of(logits: Tensor, rows: Seq[int], count: int) -> npt.NDArray[np.integer]:
