@@ -14,7 +14,8 @@ from tests.hf.tiny import hf_greedy, prompts, tiny_model
 
 from infercore.constrained import regex
 from infercore.errors import UnsupportedModel
-from infercore.hf import EagleDrafter, Engine
+from infercore.hf import EagleDrafter, Engine, graphs
+from infercore.hf import features as features_module
 from infercore.hf.features import Features
 from infercore.hf.heads.config import parse_config
 from infercore.hf.heads.eagle import head_for
@@ -186,6 +187,7 @@ def test_features_are_those_of_the_last_forward_and_hooks_go_with_them():
         assert torch.equal(rows[:, 64:128], out.hidden_states[3][0])
         normed = plain.rms(rows[:, 128:], model.model.norm.weight)
         torch.testing.assert_close(normed, rows[:, 64:128], atol=1e-3, rtol=1e-3)
+    assert graphs.ROWS[-1] <= features_module._FEW_ROWS
     hooks = [len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in model.model.layers]
     del features
     after = [len(layer._forward_pre_hooks) + len(layer._forward_hooks) for layer in model.model.layers]

@@ -1,5 +1,6 @@
 """Training a head: what the target writes, what a lesson asks, that it helps; runs go on where they were cut off."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -105,9 +106,30 @@ def test_a_lesson_sees_what_a_draft_of_the_same_depth_sees(tmp_path, monkeypatch
                     losses -= float((probs[row, place] * expected.log_softmax(-1)).sum())
                     counted += 1
         loss += 0.8**step * losses / counted
-    assert float(outcome.loss) == pytest.approx(loss, rel=1e-4)
+    assert float(outcome.loss.detach()) == pytest.approx(loss, rel=1e-4)
     assert (outcome.right_in_a_row <= outcome.right).all()
     assert outcome.weight.tolist() == [2.0 * (11 - step) for step in range(DEPTH)]
+
+
+def test_a_lesson_in_half_precision_is_close_to_one_in_full_and_teaches(tmp_path):
+    """As on a GPU: the target in bfloat16, the head in float32 under autocast."""
+    model = tiny_model("llama")
+    head = EagleDrafter.from_pretrained(write("eagle3", tmp_path), model).head.train().requires_grad_(True)
+    truth = Truth(
+        torch.randn(2, 20, head.feature_size),
+        torch.softmax(torch.randn(2, 20, 61), -1),
+        torch.randint(-1, 61, (2, 20)),
+        torch.ones(2, 20),
+        torch.randint(3, 190, (2, 20)),
+    )
+    full = lesson(head, truth, DEPTH)
+    half = dataclasses.replace(truth, features=truth.features.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        outcome = lesson(head, half, DEPTH)
+    assert outcome.loss.dtype is torch.float32
+    assert float(outcome.loss.detach()) == pytest.approx(float(full.loss.detach()), rel=0.05)
+    outcome.loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in head.parameters())
 
 
 def plan(max_steps, **options):

@@ -182,8 +182,8 @@ class _Attention(nn.Module):
         self.k_proj = nn.Linear(width, kv_heads, bias=attention_bias)
         self.v_proj = nn.Linear(width, kv_heads, bias=attention_bias)
         self.o_proj = nn.Linear(heads, config.hidden_size, bias=output_bias)
-        self.q_norm = nn.RMSNorm(self._dim, eps=config.rms_norm_eps) if qk_norm else None
-        self.k_norm = nn.RMSNorm(self._dim, eps=config.rms_norm_eps) if qk_norm else None
+        self.q_norm = _Norm(self._dim, config.rms_norm_eps) if qk_norm else None
+        self.k_norm = _Norm(self._dim, config.rms_norm_eps) if qk_norm else None
 
     def forward(self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         q, k, v = (proj(hidden).unflatten(-1, (-1, self._dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -191,6 +191,18 @@ class _Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         out: Tensor = self.o_proj(attend(index, _rotate(q, cos, sin), _rotate(k, cos, sin), v).flatten(-2))
         return out
+
+
+class _Norm(nn.Module):
+    """Root mean square norm in the dtype of what comes in, also where the weight is wider, as in training."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self._eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self._eps)
 
 
 class _Mlp(nn.Module):
@@ -295,7 +307,7 @@ def _checked_d2t(config: HeadConfig, d2t: Tensor | None, t2d: Tensor | None) -> 
 
 
 def _norm_of(config: HeadConfig) -> Callable[[int], nn.Module]:
-    return lambda size: nn.RMSNorm(size, eps=config.rms_norm_eps)
+    return lambda size: _Norm(size, config.rms_norm_eps)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def lesson(head: EagleHead, truth: Truth, num_steps: int) -> Outcome:
     attention = _StepwiseAttention()
     documents, tokens = truth.token_ids.shape
     positions = torch.arange(tokens, device=truth.token_ids.device).expand(documents, -1)
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.float32
+    kind = truth.token_ids.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
     hidden = head.project(truth.features.to(dtype))
     in_a_row = torch.ones_like(truth.weights, dtype=torch.bool)
     loss = hidden.new_zeros((), dtype=torch.float32)
