@@ -12,7 +12,7 @@ as they come. Not for encoder-decoders, hybrids with linear attention, beams; `G
 
 Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
 forward), `step.py`, `draft.py` and `choose.py` (one step), `state.py`, `scheduler.py`, `engine.py`; `graphs.py`,
-`step_buffers.py` and `fused_layers.py` (steps as CUDA graphs); `features.py` and `heads/` (EAGLE); then
+`step_buffers.py` and `fused_layers.py` (steps as CUDA graphs); `features.py` and `heads/` (EAGLE, Medusa); then
 `self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `report.py`, `aio.py`, `grammar_processor.py`,
 `paged_cache.py`, `cache_argument.py`.
 """
@@ -22,7 +22,7 @@ from infercore.hf.cache_argument import cache_argument
 from infercore.hf.engine import Engine
 from infercore.hf.grammar_processor import GrammarProcessor
 from infercore.hf.handle import RequestHandle
-from infercore.hf.heads import EagleDrafter
+from infercore.hf.heads import EagleDrafter, MedusaDrafter
 from infercore.hf.model_forward import ModelForward
 from infercore.hf.paged_cache import PagedCache
 from infercore.hf.request import (
@@ -49,6 +49,7 @@ __all__ = [
     "FinishEvent",
     "FinishReason",
     "GrammarProcessor",
+    "MedusaDrafter",
     "ModelForward",
     "PagedCache",
     "Request",

@@ -8,5 +8,6 @@ Files in reading order: `config.py` and `checkpoint.py` (what is on disk), `eagl
 """
 
 from infercore.hf.heads.drafter import EagleDrafter
+from infercore.hf.heads.medusa import MedusaDrafter
 
-__all__ = ["EagleDrafter"]
+__all__ = ["EagleDrafter", "MedusaDrafter"]
