@@ -81,7 +81,7 @@ def lesson(head: EagleHead, truth: Truth, num_steps: int) -> Outcome:
     a constant; step k counts 0.8 ** k. As in the authors' training, places where the target's likeliest token is not in
     the draft vocabulary count for accuracy only.
     """
-    attention = _StepwiseAttention()
+    attention = StepwiseAttention()
     documents, tokens = truth.token_ids.shape
     positions = torch.arange(tokens, device=truth.token_ids.device).expand(documents, -1)
     kind = truth.token_ids.device.type
@@ -109,21 +109,21 @@ def lesson(head: EagleHead, truth: Truth, num_steps: int) -> Outcome:
     return Outcome(loss, torch.stack(right).detach(), torch.stack(row).detach(), torch.stack(weight).detach())
 
 
-class _StepwiseAttention:
+class StepwiseAttention:
     """An `Attend` over whole documents that keeps the keys and values of earlier steps."""
 
     def __init__(self) -> None:
         self.step = 0
-        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.shape[2] // k.shape[2]
         q, k, v = (t.transpose(1, 2) for t in (q, k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)))
         if self.step == 0:
-            self._kept = [(k, v)]
+            self._kept[layer] = [(k, v)]
             return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-        self._kept.append((k, v))
-        (first_k, first_v), *own = self._kept
+        self._kept[layer].append((k, v))
+        (first_k, first_v), *own = self._kept[layer]
         scale = q.shape[-1] ** -0.5
         tokens = q.shape[2]
         future = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).triu(1)
