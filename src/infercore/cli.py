@@ -41,6 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--rounds", type=int, default=1, help="play everything so often; the best time of each side counts"
     )
+    demo.add_argument(
+        "--eagle",
+        nargs="?",
+        const="",
+        metavar="HEAD",
+        help="let an EAGLE head draft too; default: SmolLM2's",
+    )
     demo.set_defaults(run=_demo)
 
     train = commands.add_parser("train-eagle", help="train an EAGLE-3 head for a model, on text that it writes itself")
@@ -85,6 +92,7 @@ def _demo(options: argparse.Namespace) -> int:
         performance = play(
             options.model,
             rounds=options.rounds,
+            eagle=options.eagle,
             progress=progress,
             on_scene=lambda scene: None if options.json else show_scene(screen, scene),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.demo.models import byte_tokenizer, tiny_model
+from tests.hf.heads.checkpoints import CONFIGS, write
 
 from infercore.demo import smollm2_path
 from infercore.demo.play import play
@@ -15,13 +16,21 @@ from infercore.demo.scenes import SCENES, chat, editing, extraction, together
 from infercore.demo.stage import Scene
 
 
-def test_every_scene_gives_what_generate_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("with_head", [False, True])
+def test_every_scene_gives_what_generate_gives(
+    with_head: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_model().save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     for scene in (chat, editing, extraction, together):
         monkeypatch.setattr(scene, "MAX_NEW_TOKENS", 12)
     seen: list[Scene] = []
-    performance = play(str(tmp_path), progress=lambda what, fraction: None, on_scene=seen.append)
+    head = None
+    if with_head:
+        head = str(write("eagle1", tmp_path / "head"))
+        config = json.dumps(CONFIGS["eagle1"] | {"vocab_size": 258})
+        (tmp_path / "head" / "config.json").write_text(config)
+    performance = play(str(tmp_path), eagle=head, progress=lambda what, fraction: None, on_scene=seen.append)
     assert [scene.name for scene in seen] == list(SCENES)
     # Jump-forward writes a forced key as JSON writers do; a model of random weights may prefer an escape, so rows with
     # a grammar are compared on the real model only.

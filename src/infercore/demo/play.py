@@ -22,7 +22,8 @@ from infercore.demo.fetch import Progress, ensure_smollm2, smollm2_path
 from infercore.demo.recorder import Draft
 from infercore.demo.scenes import SCENES, extraction
 from infercore.demo.stage import Counts, Outputs, Scene, Stage
-from infercore.hf import Engine
+from infercore.errors import FetchError
+from infercore.hf import EagleDrafter, Engine
 from infercore.speculative import NGramDrafter
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
@@ -55,6 +56,7 @@ def play(
     model_name: str | None = None,
     *,
     rounds: int = 1,
+    eagle: str | None = None,
     progress: Progress,
     on_scene: Callable[[Scene], object] = lambda scene: None,
 ) -> Performance:
@@ -62,6 +64,7 @@ def play(
 
     Args:
         rounds: how often all scenes are played, from empty caches; each side's best time counts.
+        eagle: folder of an EAGLE head for the model, which then drafts as well; "": the one that comes with us.
         on_scene: gets each scene of the first round as soon as it is over.
     Raises: FetchError, UnsupportedModel; what transformers raises for a name that it cannot load.
     """
@@ -69,7 +72,7 @@ def play(
         raise ValueError(f"rounds is {rounds}, expected at least 1")
     source = str(_set_up(progress)) if model_name is None else model_name
     start = time.perf_counter()
-    stage = _stage(source, progress)
+    stage = _stage(source, progress, None if eagle is None else Path(eagle) if eagle else shipped_head())
     scenes: list[Scene] = []
     for _ in range(rounds):
         stage.engine.invalidate()
@@ -105,7 +108,21 @@ def _set_up(progress: Progress) -> Path:
     return folder
 
 
-def _stage(source: str, progress: Progress) -> Stage:
+def shipped_head() -> Path:
+    """The EAGLE head for SmolLM2-135M-Instruct that comes with us.
+
+    Raises: FetchError if this copy of infercore has none.
+    """
+    folder = Path(__file__).parent / "eagle_smollm2"
+    if not (folder / "config.json").is_file():
+        raise FetchError(
+            "this copy of infercore comes without the head for SmolLM2; train one with `infercore train-eagle --out "
+            "head`, and pass `--eagle head`"
+        )
+    return folder
+
+
+def _stage(source: str, progress: Progress, eagle: Path | None) -> Stage:
     progress("loading the model", None)
     transformers.utils.logging.disable_progress_bar()  # the demo draws one bar for everything
     transformers.utils.logging.set_verbosity_error()
@@ -117,7 +134,8 @@ def _stage(source: str, progress: Progress) -> Stage:
         model.generation_config.pad_token_id = next(iter(peers.end_token_ids(model)), 0)
     attention = model.config._attn_implementation
     progress("building the engine", None)
-    stage = Stage(model, tokenizer, Engine(model, tokenizer), attention, progress)
+    head = None if eagle is None else EagleDrafter.from_pretrained(eagle, model)
+    stage = Stage(model, tokenizer, Engine(model, tokenizer), attention, progress, eagle=head)
     _warm_up(stage)
     return stage
 

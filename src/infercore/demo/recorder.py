@@ -28,6 +28,11 @@ class Recorder:
         self._open: dict[int, tuple[int, TokenTree]] = {}
         self.drafts: list[Draft] = []
 
+    @property
+    def drafters(self) -> tuple[Drafter]:
+        """The one that drafts: what it wants to see of the target is given to it."""
+        return (self._drafter,)
+
     def propose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         trees = self._drafter.propose(requests)
         for request, tree in zip(requests, trees, strict=True):

@@ -107,6 +107,7 @@ class Stage:
     Args:
         attention: name of the model's own attention, which `generate` runs with.
         kept: caches that a user of `generate` would hold on to between scenes, by name.
+        eagle: an EAGLE head for this model, whose drafts join those of every scene; None: none.
     """
 
     model: Any
@@ -115,6 +116,15 @@ class Stage:
     attention: str
     progress: Progress
     kept: dict[str, Any] = field(default_factory=dict)
+    eagle: Any = None
+
+    def drafter(self, own: Any) -> Any:
+        """A scene's own drafter, together with the head if there is one."""
+        if self.eagle is None:
+            return own
+        from infercore.speculative import Union
+
+        return Union(own, self.eagle)
 
     def ours(self, run: Callable[[], Outputs], *, what: str, num_expected: int) -> Side:
         """Run the engine's side of a scene."""

@@ -179,7 +179,7 @@ def test_the_drawn_trees_leave_the_law_as_it_is(tmp_path):
 def test_features_are_those_of_the_last_forward_and_hooks_go_with_them():
     model = tiny_model("llama")
     features = Features(model, (0, -1, 3))
-    for length in (5, 200):
+    for length in (5, 300):
         with torch.no_grad():
             out = model(torch.arange(length)[None] % 190, output_hidden_states=True)
         rows = features.rows(length)

@@ -56,7 +56,7 @@ def play(stage: Stage) -> Scene:
         return _talk(stage, answer)
 
     def by_engine() -> Outputs:
-        drafter = SuffixDrafter()
+        drafter = stage.drafter(SuffixDrafter())
 
         def answer(prompt: TokenIds) -> tuple[TokenIds, Counts]:
             (done,) = stage.engine.generate(

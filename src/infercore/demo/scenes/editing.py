@@ -26,7 +26,7 @@ there are tools and clothes from the last two hundred years. Visitors can rest i
 def play(stage: Stage) -> Scene:
     """One long text; the other side decodes plainly and with prompt lookup, and the faster of these counts."""
     text_prompt = prompt(stage.tokenizer, TEXT)
-    recorder = Recorder(NGramDrafter())
+    recorder = Recorder(stage.drafter(NGramDrafter()))
 
     def by_generate() -> Outputs:
         return [peers.generate(stage.model, text_prompt, MAX_NEW_TOKENS)], Counts()

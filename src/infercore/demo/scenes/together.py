@@ -44,7 +44,7 @@ def play(stage: Stage) -> Scene:
         return outputs, Counts(num_reused=num_reused)
 
     def by_engine() -> Outputs:
-        drafter = NGramDrafter()
+        drafter = stage.drafter(NGramDrafter())
         requests = [
             stage.engine.request(
                 prompt,
