@@ -3,6 +3,8 @@
     python bench/speculative.py record               greedy traces by plain HF generate, once (10 minutes on 2 cores);
                                                      questions that are on file already are left out
     python bench/speculative.py replay [--save]      text-only drafters on those traces: no model, seconds
+    python bench/speculative.py replay --eagle HEAD  an EAGLE head as well, alone and beside the suffix automaton: the
+                                                     model runs once over each trace for its features
 
 The questions come from $INFERCORE_DATA/spec_bench (first turns), the model from the cache that `infercore demo` fills
 or from --model. A trace holds the tokens that greedy decoding produced, and the 8 likeliest at each step.
@@ -57,12 +59,14 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=32)
     parser.add_argument("--questions", type=int, default=240, help="record: how many, spread over all categories")
     parser.add_argument("--batch", type=int, default=8, help="record: prompts in one call of generate")
+    parser.add_argument("--eagle", type=Path, help="replay: folder of an EAGLE head for the model")
     add_common_arguments(parser)
     arguments = parser.parse_args()
     if arguments.mode == "record":
         record(arguments)
     else:
-        show(replay(arguments), "speculative_replay.md", arguments)
+        name = "speculative_replay.md" if arguments.eagle is None else "speculative_replay_eagle.md"
+        show(replay(arguments), name, arguments)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -181,7 +185,11 @@ def replay(arguments: argparse.Namespace) -> str:
     """Accept length per task group, and host time per step, of every drafter on the same traces in the same order."""
     if not arguments.traces.exists():
         raise SystemExit(f"no traces at {arguments.traces}; run `python bench/speculative.py record` first")
-    recorded = list(traces(arguments.traces))
+    recorded = list(traces(arguments.traces))[: arguments.questions]
+    drafters = dict(DRAFTERS)
+    features: Features = {}
+    if arguments.eagle is not None:
+        drafters, features = with_eagle(arguments, recorded)
     groups = sorted({group_of(trace["category"]) for trace in recorded})
     lines = [
         f"machine: {machine()} | commit {commit()} | {len(recorded)} questions, {arguments.new_tokens} new tokens, "
@@ -190,9 +198,9 @@ def replay(arguments: argparse.Namespace) -> str:
         "| drafter | accept length | " + " | ".join(groups) + " | acceptance rate of nodes | host µs per step |",
         "| --- " * (len(groups) + 4) + "|",
     ]
-    for name, make in DRAFTERS.items():
-        replay_drafter(make(), recorded[:2], arguments)  # compile and warm
-        gained, drafted, seconds = replay_drafter(make(), recorded, arguments)
+    for name, make in drafters.items():
+        replay_drafter(make(), recorded[:2], arguments, features)  # compile and warm
+        gained, drafted, seconds = replay_drafter(make(), recorded, arguments, features)
         everything = [length for lengths in gained.values() for length in lengths]
         accepted = sum(everything) - len(everything)
         lines.append(
@@ -203,8 +211,47 @@ def replay(arguments: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+Features = dict[int, Any]
+"""By question: hidden states `[tokens, columns]` of prompt and output."""
+
+
+def with_eagle(
+    arguments: argparse.Namespace, recorded: list[dict[str, Any]]
+) -> tuple[dict[str, Callable[[], Drafter]], Features]:
+    """The head alone, and beside the best text-only drafters; features of every trace by one forward each."""
+    import torch
+
+    from infercore.hf import EagleDrafter
+    from infercore.hf.features import Features as Noted
+
+    model, _ = load_model(arguments.model)
+    eagle = EagleDrafter.from_pretrained(arguments.eagle, model)
+    noted = Noted(model, eagle.feature_layers)
+    features: Features = {}
+    for number, trace in enumerate(recorded):
+        text = [*trace["prompt_ids"], *trace["output_ids"][: arguments.new_tokens]]
+        with torch.inference_mode():
+            model.base_model(torch.tensor([text]), use_cache=False)
+        features[number] = noted.rows(len(text)).clone()
+    drafters: dict[str, Callable[[], Drafter]] = {
+        "suffix": SuffixDrafter,
+        "EAGLE": lambda: eagle,
+        "suffix + EAGLE": lambda: Union(SuffixDrafter(), eagle),
+        "suffix + recycling + EAGLE": lambda: Union(SuffixDrafter(), RecyclingDrafter(VOCAB_SIZE), eagle),
+    }
+    return drafters, features
+
+
+def show_features(drafter: Drafter, features: Features, number: int, first: int, text: np.ndarray, length: int) -> None:
+    """Tell what the forward over `text[first:length - 1]` noted, as the engine does."""
+    from infercore.hf.features import feature_observers
+
+    for observer in feature_observers(drafter):
+        observer.see([number], [first], [np.arange(first, length - 1)], features[number], [text[:length]])
+
+
 def replay_drafter(
-    drafter: Drafter, recorded: list[dict[str, Any]], arguments: argparse.Namespace
+    drafter: Drafter, recorded: list[dict[str, Any]], arguments: argparse.Namespace, features: Features
 ) -> tuple[dict[str, list[int]], int, float]:
     """Accept lengths per group, nodes drafted, and seconds spent in drafting, verifying and committing."""
     gained: dict[str, list[int]] = defaultdict(list)
@@ -218,6 +265,8 @@ def replay_drafter(
         length = len(prompt) + 1  # prefill gave the first token
         if isinstance(drafter, TopTokenObserver):
             drafter.observe(prompt[-1:], tops[:1])
+        if features:
+            show_features(drafter, features, number, 0, text, length)
         while length < len(text):
             started = time.thread_time()
             (tree,) = drafter.propose([DraftRequest(number, text[:length], arguments.nodes)])
@@ -234,6 +283,8 @@ def replay_drafter(
             gained[group_of(trace["category"])].append(len(new))
             num_drafted += tree.num_nodes
             length += len(new)
+            if features:
+                show_features(drafter, features, number, length - len(new) - 1, text, length)
         drafter.close(number)
     return gained, num_drafted, seconds
 

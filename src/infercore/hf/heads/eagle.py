@@ -139,9 +139,12 @@ class EagleHead(nn.Module):
         return draft_ids + self.d2t[draft_ids]
 
     def _rotations(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = position_ids[..., None].float() * self.inv_freq
-        angles = torch.cat([angles, angles], -1)[..., None, :]  # one for all heads
-        return (angles.cos() * self._rope_scale).to(dtype), (angles.sin() * self._rope_scale).to(dtype)
+        """Cosine and sine `[*rows, 1, head_dim]`; the first half of the sine with the sign that `_rotate` wants."""
+        angles = (position_ids[..., None].float() * self.inv_freq)[..., None, :]
+        cos, sin = angles.cos(), angles.sin()
+        if self._rope_scale != 1:
+            cos, sin = cos * self._rope_scale, sin * self._rope_scale
+        return cos.to(dtype), sin.to(dtype)
 
 
 class _Layer(nn.Module):
@@ -189,7 +192,9 @@ class _Attention(nn.Module):
         q, k, v = (proj(hidden).unflatten(-1, (-1, self._dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        out: Tensor = self.o_proj(attend(index, _rotate(q, cos, sin), _rotate(k, cos, sin), v).flatten(-2))
+        both = _rotate(torch.cat([q, k], -2), cos, sin)
+        q, k = torch.split(both, [q.shape[-2], k.shape[-2]], -2)
+        out: Tensor = self.o_proj(attend(index, q, k, v).flatten(-2))
         return out
 
 
@@ -312,11 +317,11 @@ def _norm_of(config: HeadConfig) -> Callable[[int], nn.Module]:
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+    return torch.addcmul(x * cos, torch.cat([x[..., half:], x[..., :half]], -1), sin)
 
 
 def _rotary(config: HeadConfig) -> tuple[Tensor, float]:
-    """Inverse frequencies `[head_dim / 2]` and the factor on cosine and sine, worked out by transformers."""
+    """Frequencies `[head_dim]`, those of the first half negative, and the factor on cosine and sine."""
     options: dict[str, Any] = dict(config.rope)
     scaling = options.get("rope_parameters") or options.get("rope_scaling") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
@@ -333,4 +338,4 @@ def _rotary(config: HeadConfig) -> tuple[Tensor, float]:
     inv_freq: Tensor = rotary.inv_freq.float()
     if inv_freq.shape != (config.head_dim // 2,):
         raise CheckpointError(f"rotary embeddings over {2 * len(inv_freq)} of {config.head_dim} columns are not read")
-    return inv_freq, float(rotary.attention_scaling)
+    return torch.cat([-inv_freq, inv_freq]), float(rotary.attention_scaling)

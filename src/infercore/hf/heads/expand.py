@@ -18,7 +18,8 @@ from infercore.hf.heads.eagle import EagleHead
 from infercore.hf.heads.kv import HeadKV, below, buckets, causal, pad
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
-_NEW = (2, 4, 8, 16)
+_NEW = (8, 16)
+_FIRST_GRAPH_LENGTH = 512  # shorter ones cost a GPU the same, and a graph each
 _log = logging.getLogger(__name__)
 
 Candidates = tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], list[npt.NDArray[np.float32]]]
@@ -86,7 +87,8 @@ class Expansion:
         batch, new = _fitting(_BATCHES, len(slots)), _fitting(_NEW, max(counts))
         if not self._uses_graphs:
             batch, new = len(slots), max(counts)
-        length = min(buckets(needed), self._kv.length)
+        length = buckets(needed, _FIRST_GRAPH_LENGTH) if self._uses_graphs else buckets(needed)
+        self._kv.reserve(length)
         numbers = np.zeros((batch, 4 + new), np.int64)
         numbers[:, 0] = pad(slots, batch, 0)
         numbers[:, 1] = pad(lengths, batch, 0)
@@ -157,9 +159,9 @@ class Expansion:
 
     def _children(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Log chances and target ids of the likeliest children of `[batch, rows]` outputs."""
-        logits = self._head.logits(output).float()
-        best = logits.topk(self._shape.branching)
-        return best.values - logits.logsumexp(-1, keepdim=True), self._head.target_ids(best.indices)
+        chances = self._head.logits(output).log_softmax(-1, dtype=torch.float32)
+        best = chances.topk(self._shape.branching)
+        return best.values, self._head.target_ids(best.indices)
 
     def _parents_of_candidates(self) -> npt.NDArray[np.int64]:
         """Per candidate which entry of the frontier above it is its parent; -1 below the root."""

@@ -86,10 +86,13 @@ class HeadKV:
         values[places.slots[:, None], at] = v
         length = places.mask.shape[-1]
         k, v = (tensor[:, :length].index_select(0, places.slots).transpose(1, 2) for tensor in (keys, values))
-        out = nn.functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=places.mask[:, None], enable_gqa=q.shape[-2] != k.shape[1]
-        )
-        return out.transpose(1, 2)
+        batch, rows, heads, dim = q.shape
+        groups = heads // k.shape[1]
+        # The query heads of a KV head become rows of it: nothing is repeated, and fused kernels take any mask.
+        q = q.view(batch, rows, -1, groups, dim).permute(0, 2, 3, 1, 4).reshape(batch, -1, groups * rows, dim)
+        mask = places.mask[:, None].expand(-1, groups, -1, -1).reshape(batch, 1, groups * rows, length)
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return out.view(batch, -1, groups, rows, dim).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
     def _resize(self, slots: int, length: int) -> None:
         larger = []
@@ -102,9 +105,9 @@ class HeadKV:
         self.generation += 1
 
 
-def buckets(length: int) -> int:
+def buckets(length: int, smallest: int = _FIRST_LENGTH) -> int:
     """The length that attention runs over for `length` entries: few different ones, because each is a graph."""
-    size = _FIRST_LENGTH
+    size = smallest
     while size < length:
         size *= 2
     return size
