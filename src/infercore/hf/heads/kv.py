@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from infercore.hf.heads.config import HeadConfig
 
 _FIRST_LENGTH = 64
+_FIRST_SHAPE = {"cpu": (2, _FIRST_LENGTH), "cuda": (8, 2048)}  # on a GPU, growing makes captured drafts void
 
 
 @dataclass(slots=True)
@@ -39,12 +40,13 @@ class HeadKV:
     """
 
     def __init__(self, config: HeadConfig, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (2, 1 + _FIRST_LENGTH, config.num_kv_heads, config.head_dim)
+        slots, length = _FIRST_SHAPE.get(device.type, _FIRST_SHAPE["cpu"])
+        shape = (slots, 1 + length, config.num_kv_heads, config.head_dim)
         self._layers = [
             (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
             for _ in range(config.num_layers)
         ]
-        self._free = [1]
+        self._free = list(range(slots - 1, 0, -1))
         self.generation = 0
         """Changes when the memory moves: what was captured on it is void then."""
 
