@@ -15,7 +15,7 @@ from infercore.speculative.types import Verdict
 _REQUEST_MEMORY = 0.8  # a request's own hits and misses fade by this per step
 _REQUEST_PRIOR = 0.5
 _MISS_BOUND = 3.0  # the rule of three: no hit in n tries leaves a chance of at most 3 / n, with 95% confidence
-_MANY_MISSES = 8  # in a row: from there on the bound falls faster than the rule of three
+_MANY_MISSES = 6  # in a row: from there on the bound falls faster than the rule of three
 _RATE_MEMORY = 0.98
 _CHEAP_DRAFT = 0.01  # of a plain step: drafts that cost less go on while nothing is verified
 _REST_STEPS = 12  # steps without drafting, between two steps that look whether drafting would pay again
