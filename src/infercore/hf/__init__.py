@@ -11,9 +11,10 @@ as they come. Not for encoder-decoders, hybrids with linear attention, beams; `G
     handles = engine.submit(engine.request(prompt)); events = engine.step(); handles[0].cancel()   # for servers
 
 Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
-forward), `step.py`, `draft.py` and `choose.py` (one step), `state.py`, `scheduler.py`, `engine.py`; `graphs.py`,
-`step_buffers.py` and `fused_layers.py` (steps as CUDA graphs); `features.py` and `heads/` (EAGLE, Medusa); then
-`self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `report.py`, `aio.py`, `grammar_processor.py`,
+forward), `step.py`, `draft.py` and `choose.py` (one step), `flight.py` and `chosen.py` (steps that overlap),
+`state.py`, `scheduler.py`, `engine.py`; `graphs.py`, `step_buffers.py`, `fused_layers.py` and `fused_products.py`
+(steps as CUDA graphs); `weights.py` (what changed, which adapters are on); `features.py` and `heads/` (EAGLE, Medusa);
+then `self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `report.py`, `aio.py`, `grammar_processor.py`,
 `paged_cache.py`, `cache_argument.py`.
 """
 
@@ -37,7 +38,7 @@ from infercore.hf.request import (
     TokenLogprobs,
 )
 from infercore.hf.stats import EngineStats
-from infercore.hf.stream import StreamChunk
+from infercore.hf.stream import StreamChunk, feed
 
 __all__ = [
     "AsyncEngine",
@@ -60,4 +61,5 @@ __all__ = [
     "TokenEvent",
     "TokenLogprobs",
     "cache_argument",
+    "feed",
 ]

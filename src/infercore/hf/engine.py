@@ -27,6 +27,7 @@ from infercore.hf.stats import EngineStats
 from infercore.hf.step import Stepper
 from infercore.hf.stopping import Tokenizer
 from infercore.hf.stream import StreamChunk, StreamReader
+from infercore.hf.weights import base_of, moved_namespace, namespace_of
 from infercore.kernels import slot_mover
 from infercore.radix import KVPool, Policy, PrefixCache
 from infercore.sampling import SamplingParams
@@ -40,7 +41,8 @@ class Engine:
     rest of the model stays untouched. All methods may be called from several threads; steps run one at a time.
 
     Args:
-        model: a decoder-only causal LM of transformers, on any one device, in any dtype.
+        model: a decoder-only causal LM of transformers, on any one device, in any dtype; or a `PeftModel` of one. What
+            was computed with other adapters stays cached, in namespaces of its own.
         tokenizer: needed for text prompts, stop strings, grammars and text in completions.
         num_pages: size of the KV pool in pages, the reserved page included; None: room for 16k tokens on a CPU, 80% of
             the free memory on a GPU. Pool memory is claimed at a layer's first use.
@@ -101,6 +103,7 @@ class Engine:
             overlap=on_gpu if overlap is None else overlap,
         )
         self._factory = RequestFactory(tokenizer, self.model.generation_config, self.vocab_size, vocabulary)
+        self._adapters = self._model.adapters
         self._handles: dict[int, RequestHandle] = {}
         self._events: list[Event] = []
         self._cancelled: list[RequestState] = []
@@ -123,7 +126,8 @@ class Engine:
         if copies < 1:
             raise RequestError(f"copies is {copies}, expected at least 1")
         with self._lock:
-            self._drop_stale_cache()
+            self._notice_changes()
+            request = replace(request, namespace=namespace_of(self._adapters, request.namespace))
             if self._model.watch(request.drafter) and self._stepper.graphs is not None:
                 self._stepper.drop()  # a step that was started uses a graph
                 self._stepper.graphs.clear()  # captured without what the drafter wants to see
@@ -303,16 +307,8 @@ class Engine:
     def invalidate(self) -> None:
         """Forget all computed K/V, for changes of weights that the engine cannot see; running ones start over."""
         with self._lock:
-            self._stepper.drop()
-            for state in reversed(list(self._scheduler.running)):
-                assert state.sequence is not None
-                state.sequence.close(insert=False)
-                state.sequence = None
-                self._scheduler.running.remove(state)
-                self._scheduler.waiting.appendleft(state)
+            self._start_over(insert=False)
             self.cache.clear()
-            if self._stepper.graphs is not None:
-                self._stepper.graphs.clear()
 
     def report(self) -> str:
         """What the engine runs on, in a few lines: model, device, pool, compiled loops, requests."""
@@ -340,7 +336,7 @@ class Engine:
 
         Raises: RequestError for beams, embeddings as input, another model than the engine's.
         """
-        if model is not self.model:
+        if model is not base_of(self.model):
             raise RequestError("this engine was built for another model object; build one Engine(model) for this one")
         if generation_config is None:
             raise RequestError(
@@ -370,9 +366,28 @@ class Engine:
                 handle.cancel()
         return to_output(input_ids, completions, generation_config)
 
-    def _drop_stale_cache(self) -> None:
+    def _notice_changes(self) -> None:
+        """Of weights: all K/V is void. Of adapters: K/V of each stays in its own namespace, running requests move."""
+        adapters, before = self._model.adapters, self._adapters
         if self._model.has_changed():
             self.invalidate()
+        elif adapters != before:
+            self._start_over(insert=True)
+        if adapters != before:
+            self._adapters = adapters
+            self._scheduler.rename(lambda namespace: moved_namespace(namespace, before, adapters))
+
+    def _start_over(self, *, insert: bool) -> None:
+        """Running requests wait again, to be computed anew with the model as it is; graphs of it as it was go."""
+        self._stepper.drop()
+        for state in reversed(list(self._scheduler.running)):
+            assert state.sequence is not None
+            state.sequence.close(insert=insert)
+            state.sequence = None
+            self._scheduler.running.remove(state)
+            self._scheduler.waiting.appendleft(state)
+        if self._stepper.graphs is not None:
+            self._stepper.graphs.clear()
 
     def _wait(self, handle: RequestHandle) -> Completion:
         while handle.completion is None:

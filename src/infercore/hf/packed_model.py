@@ -75,8 +75,13 @@ class PackedModel:
         """`[num_rows, columns]` that the last forward, of that many rows, put into `layers`; see `Features.rows`."""
         return self._features[layers].rows(num_rows)
 
+    @property
+    def adapters(self) -> weights.Adapters:
+        """PEFT adapters that a forward goes through now."""
+        return weights.active_adapters(self.model)
+
     def has_changed(self) -> bool:
-        """Whether weights or adapters changed since the last call, so that K/V computed before is void."""
+        """Whether weights changed since the last call, so that K/V computed before is void."""
         fingerprint = weights.fingerprint(self.model)
         changed = fingerprint != self._fingerprint
         self._fingerprint = fingerprint

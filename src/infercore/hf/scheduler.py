@@ -1,7 +1,9 @@
 """Who runs in a step and with how many rows: admission, chunked prefill under a row budget, preemption."""
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -89,6 +91,12 @@ class Scheduler:
             if state.finish_reason is None and state.num_to_compute == 0:
                 assert state.sequence is not None
                 state.sequence.rollback(1)
+
+    def rename(self, namespace_of: Callable[[Any], Any]) -> None:
+        """Give every request, none of which holds a sequence, another namespace."""
+        for state in self.waiting:
+            for each in (state, *state.followers):
+                each.request = replace(each.request, namespace=namespace_of(each.request.namespace))
 
     def preempt(self, state: RequestState) -> None:
         """Take `state` out of the batch; its computed pages stay in the prefix cache as long as nobody needs them."""

@@ -1,6 +1,10 @@
 """A request's output piece by piece, for whoever drives the steps."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from infercore.hf.handle import RequestHandle
 from infercore.hf.request import Completion
@@ -41,3 +45,26 @@ class StreamReader:
         if not new:
             return None
         return StreamChunk(self._text.push(output) if self._text else "", new)
+
+
+def feed(streamer: Any, prompt_ids: Any, chunks: Iterable[StreamChunk]) -> Completion:
+    """Give a transformers streamer (`TextStreamer`, `TextIteratorStreamer`) what `engine.stream` yields.
+
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
+        Thread(target=feed, args=(streamer, ids, engine.stream(ids, max_new_tokens=100))).start()
+        for text in streamer: ...
+
+    For `generate` drops its streamer before it calls a custom function. The streamer ends also where an error does.
+    """
+    streamer.put(torch.as_tensor(prompt_ids).view(-1))
+    completion = None
+    try:
+        for chunk in chunks:
+            if chunk.token_ids:
+                for token_id in chunk.token_ids:
+                    streamer.put(torch.tensor([token_id]))
+            completion = chunk.completion
+    finally:
+        streamer.end()
+    assert completion is not None
+    return completion
