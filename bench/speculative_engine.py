@@ -3,6 +3,7 @@
     python bench/speculative_engine.py run [--save]     HF generate, prompt lookup, our engine plain, with trees of
                                                         fixed sizes, and with the controller; outputs are compared.
                                                         A question counts once all contestants have finished it
+    python bench/speculative_engine.py drafters [--save]  the same with each drafter, each under a controller of its own
     python bench/speculative_engine.py curve [--save]   what a forward over n rows costs, at context 512
     python bench/speculative_engine.py host [--save]    host time of drafting and verifying, per step and sequence
 
@@ -10,6 +11,7 @@ Questions, model and traces are those of `bench/speculative.py`.
 """
 
 import argparse
+import copy
 import json
 import os
 import time
@@ -37,7 +39,7 @@ from speculative import (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["run", "curve", "host"])
+    parser.add_argument("mode", choices=["run", "drafters", "curve", "host"])
     parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
     parser.add_argument("--timings", type=Path, help="run: append every timing here, and go on from what is there")
     parser.add_argument("--seconds", type=float, default=1e9, help="run: begin no question later than this")
@@ -51,7 +53,9 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.mode == "run":
-        show(run(arguments), "speculative_engine.md", arguments)
+        show(run(arguments, make_contestants(arguments)), "speculative_engine.md", arguments)
+    elif arguments.mode == "drafters":
+        show(run(arguments, make_drafters(arguments)), "speculative_drafters.md", arguments)
     elif arguments.mode == "host":
         show(host(arguments), "speculative_host.md", arguments)
     else:
@@ -63,13 +67,12 @@ def main() -> None:
 FIXED = (4, 8, 16, 32)
 
 
-def run(arguments: argparse.Namespace) -> str:
+def run(arguments: argparse.Namespace, contestants: dict[str, Any]) -> str:
     """Every contestant on every question, from an empty prefix cache, prefill included.
 
     Hugging Face's calls come one after the other; our engines take their steps in turn, whoever has the fewest tokens
     first, and each step is timed: a machine whose memory is slow for a second is slow for all of them.
     """
-    contestants = make_contestants(arguments)
     some = stratified(arguments.questions)
     results = []
     if arguments.timings and arguments.timings.exists():
@@ -87,8 +90,10 @@ def run(arguments: argparse.Namespace) -> str:
         if arguments.timings:
             with arguments.timings.open("a") as file:
                 file.write(json.dumps(results[-1]) + "\n")
-    print(contestants["controller"].report())
-    return run_table(results, arguments)
+    for name, contestant in contestants.items():
+        if isinstance(contestant, Ours) and contestant.controller is not None:
+            print(f"{name}: {contestant.report()}")
+    return run_table(results, arguments, list(contestants))
 
 
 def stratified(num_questions: int) -> list[dict[str, Any]]:
@@ -112,6 +117,21 @@ def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
         contestants[f"fixed {num_nodes}"] = Ours(ours, tokenizer, best_drafter(), None, num_nodes)
     controlled = contestants["controller"] = Ours(ours, tokenizer, best_drafter(), SpeedController(), 32)
     controlled.controller.curve = controlled.engine.cost_curve(refresh=True)
+    return contestants
+
+
+def make_drafters(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every drafter, 32 nodes at most, as many of them as its controller thinks pay."""
+    model, tokenizer = load_model(arguments.model)
+    ours, _ = load_model(arguments.model)
+    contestants: dict[str, Any] = {
+        "HF greedy": HuggingFace(model, tokenizer),
+        "HF prompt lookup": HuggingFace(model, tokenizer, prompt_lookup_num_tokens=10),
+        "plain": Ours(ours, tokenizer, None, None, 0),
+    }
+    curve = contestants["plain"].engine.cost_curve(refresh=True)
+    for name, make in DRAFTERS.items():
+        contestants[name] = Ours(ours, tokenizer, make(), SpeedController(copy.deepcopy(curve)), 32)
     return contestants
 
 
@@ -180,13 +200,12 @@ def run_question(contestants: dict[str, Any], question: dict[str, Any], max_new_
     return result
 
 
-def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
+def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace, names: list[str]) -> str:
     """Speed-ups are ratios of summed times; a group's best fixed setting is what the controller is held against."""
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         groups[group_of(result["category"])].append(result)
     groups = {"all": results, **dict(sorted(groups.items()))}
-    names = ["HF greedy", "HF prompt lookup", "plain", *(f"fixed {n}" for n in FIXED), "controller"]
 
     def total(name: str, group: str) -> float:
         return sum(result[arguments.clock][name] for result in groups[group])
@@ -201,7 +220,7 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
         + f"), {arguments.new_tokens} new tokens, fp32, batch 1, prefill included, "
         f"{arguments.threads or os.cpu_count()} threads, {arguments.clock} summed, "
         f"Hugging Face's calls in turn on each question, our engines' steps in turn | "
-        "suffix + recycling drafter",
+        + ("suffix + recycling drafter" if arguments.mode == "run" else "each drafter under a controller of its own"),
         "",
         "| contestant | tokens per forward | over HF greedy | "
         + " | ".join(f"{g}" for g in groups if g != "all")
@@ -218,6 +237,8 @@ def run_table(results: list[dict[str, Any]], arguments: argparse.Namespace) -> s
             + " | ".join(f"{total('HF greedy', g) / total(name, g):.2f}" for g in groups if g != "all")
             + f" | {over_plain['all']:.2f} | {over_plain[worst]:.2f} ({worst}) | {len(differing[name])} |"
         )
+    if arguments.mode == "drafters":
+        return "\n".join(lines)
     best = {g: max(total("controller", g) and total("plain", g) / total(n, g) for n in names[2:-1]) for g in groups}
     lines += ["", "controller's speed relative to the best fixed setting (0, 4, 8, 16 or 32 nodes) of each group: "]
     lines[-1] += ", ".join(f"{g} {total('plain', g) / total('controller', g) / best[g]:.3f}" for g in groups)

@@ -39,16 +39,13 @@ class ChosenTokens:
 
     def serves(self, turns: Seq[Turn], num_rows: int) -> bool:
         """Whether all these requests want the best token of each of their rows, and these are few enough."""
-        return (
-            num_rows <= len(self.tokens)
-            and all(
-                turn.is_plain and turn.state.request.sampling.is_greedy
-                if turn.samples
-                else not turn.state.request.keeps_rows
-                for turn in turns
-            )
-            and len({turn.first_row for turn in turns}) == len(turns)
-        )  # copies of a prompt share a row
+        if num_rows > len(self.tokens) or len({turn.first_row for turn in turns}) < len(turns):
+            return False  # copies of a prompt share a row, and each may have a grammar of its own
+        for turn in turns:
+            request = turn.state.request
+            if request.keeps_rows or (turn.samples and not (turn.is_plain and request.sampling.is_greedy)):
+                return False
+        return True
 
     def launch(self, turns: Seq[Turn], logits: Float[Tensor, "rows vocab"], *, num_top: int = 0) -> None:
         """Choose from all rows, under the grammars' masks, which are written into `logits`; no wait.
@@ -65,7 +62,6 @@ class ChosenTokens:
         self._outcome[: len(both)].copy_(both, non_blocking=True)
         if self._is_read is not None:
             self._is_read.record()
-
         self._num_top = num_top
         if num_top:
             top = logits.topk(num_top).indices.int().view(-1)

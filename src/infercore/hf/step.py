@@ -74,10 +74,8 @@ class Stepper:
         self.graphs = graphs
         self.overlap = overlap
         self.chooses_on_device = overlap or model.device.type == "cuda"
-        tokens = (
-            graphs.chosen if graphs is not None else torch.zeros(_MAX_CHOSEN, dtype=torch.int64, device=model.device)
-        )
-        self._chosen = ChosenTokens(tokens)
+        room = torch.zeros(_MAX_CHOSEN, dtype=torch.int64, device=model.device)
+        self._chosen = ChosenTokens(room if graphs is None else graphs.chosen)
         self._flight: Flight | None = None
 
     def compile_kernels(self) -> None:
