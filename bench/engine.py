@@ -413,13 +413,18 @@ def verdict(is_met: bool, target: object) -> str:
     return f"{target}: {'met' if is_met else 'missed'}"
 
 
-def header(args: argparse.Namespace, num_bytes: int, floor_ms: float) -> str:
-    commit = (
-        args.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    )
+def machine(commit: str | None) -> str:
+    """Card, versions and commit of a run; `commit` where there is no git."""
+    commit = commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
     return (
-        f"# The engine on a GPU\n\n{torch.cuda.get_device_name()} | torch {torch.__version__} | transformers "
-        f"{transformers.__version__} | commit {commit.strip()} | Llama, {args.layers} layers of the 8B shape, random "
+        f"{torch.cuda.get_device_name()} | torch {torch.__version__} | transformers {transformers.__version__} | "
+        f"commit {commit.strip()}"
+    )
+
+
+def header(args: argparse.Namespace, num_bytes: int, floor_ms: float) -> str:
+    return (
+        f"# The engine on a GPU\n\n{machine(args.commit)} | Llama, {args.layers} layers of the 8B shape, random "
         f"bf16 weights ({num_bytes / 1e9:.1f} GB a step, floor {floor_ms:.2f} ms) | prompts of {PROMPT} random "
         f"tokens, greedy, no end token"
     )

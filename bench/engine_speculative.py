@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -30,6 +29,7 @@ import transformers
 import triton
 from torch._dynamo.utils import counters
 
+from engine import machine
 from infercore.constrained import json_schema
 from infercore.demo.fetch import ensure_smollm2
 from infercore.hf import Engine
@@ -256,12 +256,8 @@ def compiled(engine: Engine) -> dict[str, int]:
 
 
 def header(args: argparse.Namespace, num_questions: int) -> str:
-    commit = (
-        args.commit or subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    )
     return (
-        f"# Speculation on a GPU\n\n{torch.cuda.get_device_name()} | torch {torch.__version__} | transformers "
-        f"{transformers.__version__} | commit {commit.strip()} | SmolLM2-135M-Instruct, bfloat16 | {num_questions} "
+        f"# Speculation on a GPU\n\n{machine(args.commit)} | SmolLM2-135M-Instruct, bfloat16 | {num_questions} "
         f"Spec-Bench questions, {args.new} new tokens, greedy, decoding only | layers fused, all steps by graphs"
     )
 

@@ -105,14 +105,20 @@ def stratified(num_questions: int) -> list[dict[str, Any]]:
     return [question for turn in turns for question in turn][:num_questions]
 
 
-def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
+def without_our_drafts(arguments: argparse.Namespace) -> tuple[dict[str, Any], Any, Any]:
+    """Those that everyone is compared with, the model of our engines, and its tokenizer."""
     model, tokenizer = load_model(arguments.model)
     ours, _ = load_model(arguments.model)
-    contestants: dict[str, Any] = {
+    references: dict[str, Any] = {
         "HF greedy": HuggingFace(model, tokenizer),
         "HF prompt lookup": HuggingFace(model, tokenizer, prompt_lookup_num_tokens=10),
         "plain": Ours(ours, tokenizer, None, None, 0),
     }
+    return references, ours, tokenizer
+
+
+def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
+    contestants, ours, tokenizer = without_our_drafts(arguments)
     for num_nodes in FIXED:
         contestants[f"fixed {num_nodes}"] = Ours(ours, tokenizer, best_drafter(), None, num_nodes)
     controlled = contestants["controller"] = Ours(ours, tokenizer, best_drafter(), SpeedController(), 32)
@@ -122,13 +128,7 @@ def make_contestants(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def make_drafters(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every drafter, 32 nodes at most, as many of them as its controller thinks pay."""
-    model, tokenizer = load_model(arguments.model)
-    ours, _ = load_model(arguments.model)
-    contestants: dict[str, Any] = {
-        "HF greedy": HuggingFace(model, tokenizer),
-        "HF prompt lookup": HuggingFace(model, tokenizer, prompt_lookup_num_tokens=10),
-        "plain": Ours(ours, tokenizer, None, None, 0),
-    }
+    contestants, ours, tokenizer = without_our_drafts(arguments)
     curve = contestants["plain"].engine.cost_curve(refresh=True)
     for name, make in DRAFTERS.items():
         contestants[name] = Ours(ours, tokenizer, make(), SpeedController(copy.deepcopy(curve)), 32)
