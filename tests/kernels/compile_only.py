@@ -99,6 +99,17 @@ def move_kv(capability: int):
     )
 
 
+def pack_pages(capability: int):
+    kernel = _module("pack_pages")._copy_pages_kernel
+    return tuple(
+        compile_kernel(
+            kernel, capability, {"table_ptr": "*i64", "page_ids_ptr": "*i64", "blocks_ptr": f"*{word}"},
+            {"UNPACK": unpack, "BLOCK": 1024},
+        )
+        for word, unpack in (("i64", False), ("i64", True), ("i8", True))
+    )  # fmt: skip
+
+
 def token_bitmask(capability: int):
     types = {"logits_ptr": "*fp32", "bitmask_ptr": "*i32"}
     return (compile_kernel(_module("token_bitmask")._apply_token_bitmask_kernel, capability, types, {"BLOCK": 4096}),)
@@ -129,6 +140,7 @@ KERNELS = {
     "verify_tree": verify_tree,
     "write_kv": write_kv,
     "move_kv": move_kv,
+    "pack_pages": pack_pages,
     "token_bitmask": token_bitmask,
     "plan": plan,
     "decode": lambda c: attend(c, config=(16, 64, 4, 4), features=("no bits",)),

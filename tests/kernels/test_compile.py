@@ -21,8 +21,9 @@ def compile_for(capability: int, *names: str) -> str:
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_the_kernels_that_every_step_runs_compile(capability):
     compile_for(
-        capability, "write_kv", "move_kv", "token_bitmask", "verify_tree", "plan", "decode", "tree", "linear_group"
-    )
+        capability, "write_kv", "move_kv", "pack_pages", "token_bitmask", "verify_tree", "plan", "decode", "tree",
+        "linear_group",
+    )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ They take plain tensors and know nothing of caches, engines or models.
 
 Every op is a folder: `__init__.py` holds the contract and its checks, `reference.py` the specification in plain torch,
 `triton.py` the GPU kernel (imported only when it is used), `cpu.py` a faster CPU path where it matters. In reading
-order: `write_kv`, `move_kv`, `token_bitmask`, `verify_tree`, `linear`, `linear_group`, `tree_attention`,
+order: `write_kv`, `move_kv`, `pack_pages`, `token_bitmask`, `verify_tree`, `linear`, `linear_group`, `tree_attention`,
 `paged_prefill`; `impl.py` says what `impl="auto"` picks.
 """
 
@@ -19,6 +19,7 @@ from infercore.kernels.impl import Impl
 from infercore.kernels.linear import linear
 from infercore.kernels.linear_group import linear_group
 from infercore.kernels.move_kv import move_kv, slot_mover
+from infercore.kernels.pack_pages import PagePacker, page_packer
 from infercore.kernels.paged_prefill import paged_prefill
 from infercore.kernels.token_bitmask import apply_token_bitmask, apply_token_bitmask_
 from infercore.kernels.tree_attention import PreparedRows, prepare, tree_attention
@@ -28,12 +29,14 @@ from infercore.kernels.write_kv import write_kv
 __all__ = [
     "AcceptedPaths",
     "Impl",
+    "PagePacker",
     "PreparedRows",
     "apply_token_bitmask",
     "apply_token_bitmask_",
     "linear",
     "linear_group",
     "move_kv",
+    "page_packer",
     "paged_prefill",
     "prepare",
     "slot_mover",
