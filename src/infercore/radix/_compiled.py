@@ -330,6 +330,25 @@ def spread_roots(fields, pages, parents, count):
 
 @no_type_check
 @compiled_in_place
+def path_above(header, fields, gone, node, out):
+    """Pages from the first one below the root down to `node`, into `out`; returns how many. O(depth).
+
+    `gone[page]` is what a page that has just been evicted hung below, -1 for others; roots have no entry.
+    """
+    count = 0
+    while not _is_root(header, node):
+        out[count] = node
+        count += 1
+        node = gone[node] if gone[node] >= 0 else _parent_of(fields, node)
+    for i in range(count // 2):
+        page = out[i]
+        out[i] = out[count - 1 - i]
+        out[count - 1 - i] = page
+    return count
+
+
+@no_type_check
+@compiled_in_place
 def retain_pages(header, fields, pages):
     """One more reference on each page; returns 0, or -1 - i and changes nothing if `pages[i]` is not allocated."""
     for i in range(pages.shape[0]):

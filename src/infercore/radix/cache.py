@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ from infercore.radix.saving import load_into, save_cache
 from infercore.radix.sequence import Sequence
 from infercore.radix.types import CacheStats, Match, Namespace, PageCounts, PageStore
 from infercore.typing import TokenIds
+
+if TYPE_CHECKING:
+    from infercore.radix.host import HostTier
 
 _INT32 = np.dtype(np.int32)
 
@@ -75,6 +78,8 @@ class PrefixCache:
         self._found = np.empty(2 * num_pages, np.int32)  # scratch under the lock; holds taken and evicted pages
         self._parents = np.empty(num_pages, np.int32)
         self._num_inserted = 0
+        self.host: HostTier | None = None  # set by the tier: see `infercore.radix.host`
+        self._leaving: Callable[[Literal["evict", "remove"], npt.NDArray[np.int32]], None] | None = None
 
     def match(self, token_ids: TokenIds, *, namespace: Namespace = None) -> Match:
         """The longest cached prefix of `token_ids`, in whole pages. Changes nothing but how recent that prefix is.
@@ -172,9 +177,10 @@ class PrefixCache:
                 num_evicted = int(c.allocate_pages(*self._arrays, num_pages, after, self._found, self._parents))
             if num_evicted < 0:
                 raise self._out_of_pages(num_pages)
-            if num_evicted:
-                self._left("evict", self._found[num_pages : num_pages + num_evicted])
             pages = self._found[:num_pages].copy()
+            if num_evicted:
+                num_evicted += self._evict_more(num_pages, num_evicted)
+                self._left("evict", self._found[num_pages : num_pages + num_evicted])
         if self._events:
             self._tell()
         if self.store is not None and num_pages:
@@ -213,6 +219,9 @@ class PrefixCache:
         with self._lock:
             roots = list(self._roots.values()) if namespace is ... else [self._roots.get(namespace, -1)]
             count = sum(self._clear(root) for root in roots if root >= 0)
+            if self.host is not None:
+                for name in list(self._roots) if namespace is ... else [namespace]:
+                    self.host.clear(namespace=name)
         self._tell()
         return count
 
@@ -223,6 +232,8 @@ class PrefixCache:
         """
         tokens = as_key(token_ids)
         with self._lock:
+            if self.host is not None:
+                self.host.invalidate(tokens, namespace=namespace)
             root = self._roots.get(namespace, -1)
             count = c.match_pages(*self._tree, tokens, root, False, False, self._found) if root >= 0 else 0
             self.allocator.layout.settle()
@@ -417,7 +428,17 @@ class PrefixCache:
         self._left("evict", self._found[:done])
         return done
 
+    def _evict_more(self, start: int, num_evicted: int) -> int:
+        """After an allocation that evicted: as many more as a host tier wants at once, listed behind the others."""
+        more = min(self.host.bulk_pages - num_evicted, len(self._parents) - num_evicted) if self.host is not None else 0
+        if more <= 0:
+            return 0
+        found, parents = self._found[start + num_evicted :], self._parents[num_evicted:]
+        return int(c.evict_pages(*self._arrays, more, -1, found, parents))
+
     def _left(self, kind: Literal["evict", "remove"], pages: npt.NDArray[np.int32]) -> None:
+        if self._leaving is not None:
+            self._leaving(kind, pages)
         if self._events.listeners and kind == "evict":
             c.spread_roots(self._fields, pages, self._parents, len(pages))
         self._events.leave(kind, self.allocator.layout, self._names, pages)

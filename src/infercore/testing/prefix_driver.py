@@ -16,27 +16,12 @@ import numpy.typing as npt
 from infercore.errors import OutOfPages
 from infercore.radix import Match, Pin, PrefixCache, block_table
 from infercore.radix import Sequence as PageSequence
+from infercore.radix.host import Arrival, HostTier
+from infercore.testing.page_stores import ArrayHostStore, ArrayStore
 from infercore.testing.prefix_model import Entry, Order, Path, PrefixModel
 
-_POISON = -1
+ENDLESS = 5_000
 _NO_ENTRY = Entry(page_id=-1, created=0, used=0)
-
-
-class ArrayStore:
-    """A `PageStore` of one int64 per slot."""
-
-    def __init__(self, num_pages: int, page_size: int) -> None:
-        self.rows = np.zeros((num_pages, page_size), np.int64)
-
-    def move_slots(self, src: npt.NDArray[np.int64], dst: npt.NDArray[np.int64]) -> None:
-        flat = self.rows.reshape(-1)
-        flat[dst] = flat[src]
-
-    def zero_pages(self, page_ids: npt.NDArray[np.int32]) -> None:
-        self.rows[page_ids] = 0
-
-    def poison_pages(self, page_ids: npt.NDArray[np.int32]) -> None:
-        self.rows[page_ids] = _POISON
 
 
 @dataclass
@@ -64,6 +49,9 @@ class PrefixDriver:
     locks: list[tuple[AbstractContextManager[Match], Match]] = field(default_factory=list)
     raw: list[npt.NDArray[np.int32]] = field(default_factory=list)
     pins: list[tuple[Pin, Path]] = field(default_factory=list)
+    host: HostTier | None = None
+    host_is_endless: bool = False  # it has a slot for whatever is evicted
+    arrivals: list[tuple[Arrival, Track, list[int]]] = field(default_factory=list)
 
     def open(self, token_ids: Sequence[int], namespace: Hashable) -> None:
         path = self.model.path(namespace, token_ids)
@@ -205,11 +193,69 @@ class PrefixDriver:
         self._same(self.cache.evict(num_pages), len(gone), "evicted pages")
         self._same(self.model.free_pages() - before, set(gone), "freed pages")
 
+    def fetch(self, token_ids: Sequence[int], namespace: Hashable) -> None:
+        """Open a sequence, and start to bring back from the host what follows; without a host only the former."""
+        self.open(token_ids, namespace)
+        if self.host is None:
+            return
+        track = self.tracks[-1]
+        path, size = self.model.path(namespace, token_ids), self.model.page_size
+        start = len(track.tokens) // size
+        free, evictable = self.model.free_pages(), self.model.num_evictable()
+        wanted = self.model.num_kept(path, start)
+        arrival = self.host.fetch(track.sequence, token_ids)
+        if arrival is None:
+            if wanted and self.host_is_endless and wanted <= len(free) + evictable:
+                raise AssertionError(f"{wanted} pages of {path} are in host memory, but none were fetched")
+            return
+        count = arrival.num_tokens // size
+        if not 0 < count <= wanted or (self.host_is_endless and count < wanted):
+            raise AssertionError(f"{count} pages were fetched, expected {wanted}")
+        gone = self.model.evict(count - len(free))
+        new = track.sequence.page_ids[start:].tolist()
+        if not set(new) <= free | set(gone) or len(set(new)) != count:
+            raise AssertionError(f"a fetch reserved {new}, free were {sorted(free)}, evicted {gone}")
+        self.model.holders.update(new)
+        self.arrivals.append((arrival, self.tracks.pop(), list(token_ids[: (start + count) * size])))
+
+    def land(self, which: int) -> None:
+        """End a fetch: its tokens are part of the sequence, unless they were to be forgotten meanwhile."""
+        if not self.arrivals:
+            return
+        arrival, track, tokens = self.arrivals.pop(which % len(self.arrivals))
+        pages = track.sequence.page_ids.tolist()
+        path, start = self.model.path(track.namespace, tokens), len(track.tokens) // self.model.page_size
+        num_tokens = arrival.finish()
+        self.tracks.append(track)
+        if num_tokens == 0:
+            if self.host_is_endless and all(path[:end] in self.model.kept_tree for end in range(2, len(path) + 1)):
+                raise AssertionError(f"{path} was never forgotten, but its fetch was dropped")
+            self.model.holders.subtract(pages[start:])
+            return
+        self._same(num_tokens, len(tokens) - len(track.tokens), "tokens brought back")
+        if self.host_is_endless and path not in self.model.kept_tree:
+            raise AssertionError(f"{path} was forgotten, but has come back")
+        track.tokens = tokens
+        self._published(track, pages)
+        self._same(track.sequence.page_ids.tolist(), pages, "pages of a sequence that has come back")
+        self.read(track)
+
+    def call_off(self, which: int) -> None:
+        """Cancel a fetch: the sequence is as it was."""
+        if self.arrivals:
+            arrival, track, _ = self.arrivals.pop(which % len(self.arrivals))
+            pages = track.sequence.page_ids.tolist()
+            arrival.cancel()
+            self.model.holders.subtract(pages[len(track.tokens) // self.model.page_size :])
+            self.tracks.append(track)
+            self.read(track)
+
     def clear(self, namespace: Hashable) -> None:
+        self.model.forget_kept((namespace,))
         gone = self.model.remove_below((namespace,))
         self._same(self.cache.clear(namespace=namespace), len(gone), "cleared pages")
         self._drop_pins()
-        for track in self.tracks:
+        for track in (*self.tracks, *(track for _, track, _ in self.arrivals)):
             track.publishes &= track.namespace != namespace
 
     def invalidate(self, token_ids: Sequence[int], namespace: Hashable) -> None:
@@ -250,6 +296,10 @@ class PrefixDriver:
         for page in range(1, self.model.num_pages):
             expected = self.model.holders[page] + (page in cached)
             self._same(self.cache.allocator.num_references(page), expected, f"references on page {page}")
+        if self.host is not None:
+            used = self.host.stats.num_used
+            if used > len(self.model.kept) or (self.host_is_endless and used < len(self.model.kept)):
+                raise AssertionError(f"{used} slots of the host are used for {len(self.model.kept)} evicted pages")
 
     def check_contents(self) -> None:
         """Every cached prefix is found, page for page, and holds what was computed for it; O(pages * depth)."""
@@ -266,6 +316,8 @@ class PrefixDriver:
 
     def finish(self) -> None:
         """Give everything up; all pages must be free."""
+        while self.arrivals:
+            self.call_off(0)
         while self.tracks:
             self.close(0, insert=False)
         while self.locks:
@@ -381,11 +433,24 @@ class PrefixDriver:
 
 
 def make_driver(
-    cache: PrefixCache, store: ArrayStore, *, order: Order = "lru", bonus: int = 0, num_ghosts: int = 0
+    cache: PrefixCache,
+    store: ArrayStore,
+    *,
+    order: Order = "lru",
+    bonus: int = 0,
+    num_ghosts: int = 0,
+    num_host_slots: int = 0,
 ) -> PrefixDriver:
-    """A driver around an empty cache whose store is `store`; `order` and the rest as in `PrefixModel`."""
+    """A driver around an empty cache whose store is `store`; `order` and the rest as in `PrefixModel`.
+
+    num_host_slots: pages that a host tier keeps; 0 for none, from `ENDLESS` on it never runs full in a test.
+    """
     model = PrefixModel(store.rows.shape[0], cache.page_size, order=order, bonus=bonus, num_ghosts=num_ghosts)
-    return PrefixDriver(cache, store, model)
+    driver = PrefixDriver(cache, store, model)
+    if num_host_slots:
+        driver.host = HostTier(cache, ArrayHostStore(store, num_host_slots), poison=True)
+        driver.host_is_endless = num_host_slots >= ENDLESS
+    return driver
 
 
-__all__ = ["ArrayStore", "Path", "PrefixDriver", "Track", "make_driver"]
+__all__ = ["ENDLESS", "ArrayHostStore", "ArrayStore", "Path", "PrefixDriver", "Track", "make_driver"]

@@ -14,7 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from infercore.testing.prefix_driver import ArrayStore, PrefixDriver, make_driver
+from infercore.testing.prefix_driver import ENDLESS, ArrayStore, PrefixDriver, make_driver
 from infercore.testing.prefix_model import Order
 
 _WHICH = st.integers(0, 7)
@@ -23,20 +23,23 @@ _NAMESPACE = st.sampled_from([None, "a"])
 
 
 def prefix_cache_machine(
-    make_cache: Callable[[int, int, ArrayStore], Any], *, order: Order = "lru"
+    make_cache: Callable[[int, int, ArrayStore], Any], *, order: Order = "lru", with_host: bool = False
 ) -> type[RuleBasedStateMachine]:
     """A state machine class for caches that `make_cache(num_pages, page_size, store)` makes.
 
-    order: how the cache evicts; see `PrefixModel`.
+    order: how the cache evicts; see `PrefixModel`. with_host: give it a `HostTier`, of few slots or endless.
     """
 
     class PrefixCacheMachine(RuleBasedStateMachine):
         driver: PrefixDriver
 
-        @initialize(num_pages=st.integers(2, 14), page_size=st.integers(1, 4))
-        def start(self, num_pages: int, page_size: int) -> None:
+        @initialize(
+            num_pages=st.integers(2, 14), page_size=st.integers(1, 4), slots=st.sampled_from([1, 3, 9, ENDLESS])
+        )
+        def start(self, num_pages: int, page_size: int, slots: int) -> None:
             store = ArrayStore(num_pages, page_size)
-            self.driver = make_driver(make_cache(num_pages, page_size, store), store, order=order)
+            cache = make_cache(num_pages, page_size, store)
+            self.driver = make_driver(cache, store, order=order, num_host_slots=slots if with_host else 0)
 
         @rule(token_ids=_TOKENS, namespace=_NAMESPACE)
         def open(self, token_ids: list[int], namespace: str | None) -> None:
@@ -85,6 +88,18 @@ def prefix_cache_machine(
         @rule(which=_WHICH)
         def release(self, which: int) -> None:
             self.driver.release(which)
+
+        @rule(token_ids=_TOKENS, namespace=_NAMESPACE)
+        def fetch(self, token_ids: list[int], namespace: str | None) -> None:
+            self.driver.fetch(token_ids, namespace)
+
+        @rule(which=_WHICH)
+        def land(self, which: int) -> None:
+            self.driver.land(which)
+
+        @rule(which=_WHICH)
+        def call_off(self, which: int) -> None:
+            self.driver.call_off(which)
 
         @rule(num_pages=st.integers(0, 14))
         def evict(self, num_pages: int) -> None:

@@ -5,7 +5,7 @@ every page on its path. Shares no code with the cache.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -43,6 +43,10 @@ class PrefixModel:
     clock: int = 0
     num_evicted: int = 0
     ghosts: dict[Path, int] = field(default_factory=dict)  # evicted prefixes, and the how manieth eviction it was
+    kept: dict[Path, None] = field(
+        default_factory=dict
+    )  # evicted, and in host memory if there is a tier that never runs full
+    kept_tree: set[Path] = field(default_factory=set)  # these, and what stands above them
 
     def path(self, namespace: Hashable, token_ids: Iterable[int]) -> Path:
         """The path of the whole pages of `token_ids`."""
@@ -123,6 +127,8 @@ class PrefixModel:
                 break
             worst = min(leaves, key=lambda path: self._rank(self.cached[path]))
             gone.append(self.cached.pop(worst).page_id)
+            self.kept[worst] = None
+            self.kept_tree.update(worst[:end] for end in range(2, len(worst) + 1))
             self.num_evicted += 1
             self.ghosts[worst] = self.num_evicted
         return gone
@@ -132,16 +138,24 @@ class PrefixModel:
         gone = [known for known in self.cached if known[: len(path)] == path]
         return [self.cached.pop(known).page_id for known in gone]
 
+    def forget_kept(self, path: Path) -> None:
+        """As `remove_below`, of what is in host memory."""
+        self.kept_tree = {known for known in self.kept_tree if known[: len(path)] != path}
+        self.kept = {known: None for known in self.kept if known in self.kept_tree}
+
     def invalidate(self, path: Path) -> list[int]:
         """Forget `path` from where no other cached path shares it, and everything below; returns the pages."""
-        count = len(self.longest(path))
-        below = sum(known[:-1] == path[: count + 1] for known in self.cached)
-        if count == 0 or (count < len(path) - 1 and below):
-            return []
-        end = count + 1
-        while end > 2 and sum(known[:-1] == path[: end - 1] for known in self.cached) == 1:
-            end -= 1
-        return self.remove_below(path[:end])
+        if (kept := _private_part(self.kept_tree, path)) is not None:
+            self.forget_kept(kept)
+        private = _private_part(self.cached.keys(), path)
+        return [] if private is None else self.remove_below(private)
+
+    def num_kept(self, path: Path, start: int) -> int:
+        """How many pages of `path` behind the first `start` are in host memory, up to the first that is not."""
+        end = start + 2
+        while end <= len(path) and path[:end] in self.kept:
+            end += 1
+        return end - 2 - start
 
     def _pop_ghost(self, path: Path) -> bool:
         """Whether `path` is among the last `num_ghosts` evicted, which it leaves."""
@@ -159,3 +173,13 @@ class PrefixModel:
                 return (entry.priority, entry.used)
             case "seen":
                 return (entry.used + self.bonus * entry.was_seen, entry.used)
+
+
+def _private_part(tree: Collection[Path], path: Path) -> Path | None:
+    """Where `path` parts from all other paths of `tree`; None if it is not in there, or goes on there otherwise."""
+    end = next((end for end in range(len(path), 1, -1) if path[:end] in tree), 1)
+    if end == 1 or (end < len(path) and any(known[:-1] == path[:end] for known in tree)):
+        return None
+    while end > 2 and sum(known[:-1] == path[: end - 1] for known in tree) == 1:
+        end -= 1
+    return path[:end]

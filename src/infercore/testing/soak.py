@@ -11,22 +11,30 @@ from collections.abc import Callable
 from typing import Any
 
 from infercore.radix import FIFO, LFU, LRU, SLRU, GhostHistory, Policy, PrefixCache, Priority
-from infercore.testing.prefix_driver import ArrayStore, PrefixDriver, make_driver
+from infercore.testing.prefix_driver import ENDLESS, ArrayStore, PrefixDriver, make_driver
 
 _POLICIES = ("lru", "fifo", "lfu", "priority", "slru", "ghost")
 _NAMESPACES: tuple[Any, ...] = (None, "a", 7)
 
 
-def soak(num_ops: int, *, seed: int = 0, policy: str = "lru", report: Callable[[str], None] = print) -> None:
+def soak(
+    num_ops: int,
+    *,
+    seed: int = 0,
+    policy: str = "lru",
+    with_host: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
     """Run `num_ops` random operations, starting afresh with another pool every 20,000.
 
+    with_host: give each cache a `HostTier`, of few slots or endless.
     Raises: AssertionError at the first difference, with seed and operation.
     """
     draw = random.Random(seed)
     began = time.perf_counter()
     done = 0
     while done < num_ops:
-        driver = _fresh(draw, policy)
+        driver = _fresh(draw, policy, with_host)
         for _ in range(min(20_000, num_ops - done)):
             try:
                 _one(draw, driver)
@@ -43,13 +51,14 @@ def soak(num_ops: int, *, seed: int = 0, policy: str = "lru", report: Callable[[
         report(f"{done} operations, {done / seconds:,.0f} a second, no difference")
 
 
-def _fresh(draw: random.Random, policy: str) -> PrefixDriver:
+def _fresh(draw: random.Random, policy: str, with_host: bool) -> PrefixDriver:
     num_pages, page_size = draw.randint(6, 48), draw.choice([1, 2, 3, 4])
     store = ArrayStore(num_pages, page_size)
     records, bonus, num_ghosts = _policy(policy, num_pages, page_size, draw)
     cache = PrefixCache(num_pages, page_size, store=store, policy=records, poison=True)
     order: Any = "seen" if policy in ("slru", "ghost") else policy
-    return make_driver(cache, store, order=order, bonus=bonus, num_ghosts=num_ghosts)
+    num_host_slots = draw.choice([2, num_pages, 4 * num_pages, ENDLESS]) if with_host else 0
+    return make_driver(cache, store, order=order, bonus=bonus, num_ghosts=num_ghosts, num_host_slots=num_host_slots)
 
 
 def _policy(name: str, num_pages: int, page_size: int, draw: random.Random) -> tuple[Policy, int, int]:
@@ -71,7 +80,9 @@ def _one(draw: random.Random, driver: PrefixDriver) -> None:
     which = draw.randrange(1 << 16)
     namespace = draw.choices(_NAMESPACES, (6, 3, 1))[0]
     size = driver.model.page_size
-    if kind < 0.14:
+    if driver.host is not None and draw.random() < 0.2:
+        _one_of_host(draw, driver, which, namespace)
+    elif kind < 0.14:
         if len(driver.tracks) < 6:
             driver.open(_tokens(draw, driver, namespace), namespace)
         else:
@@ -116,6 +127,23 @@ def _one(draw: random.Random, driver: PrefixDriver) -> None:
         driver.close(which, insert=draw.random() < 0.8)
 
 
+def _one_of_host(draw: random.Random, driver: PrefixDriver, which: int, namespace: Any) -> None:
+    """One operation of the host tier."""
+    kind = draw.random()
+    if kind < 0.5:
+        if len(driver.arrivals) < 3 and len(driver.tracks) < 8:
+            tokens = _tokens(draw, driver, namespace)
+            if driver.model.kept and draw.random() < 0.8:
+                path = draw.choice(list(driver.model.kept))
+                namespace = path[0]
+                tokens = [token for page in path[1:] for token in page] + tokens[:3]
+            driver.fetch(tokens, namespace)
+    elif kind < 0.85:
+        driver.land(which)
+    else:
+        driver.call_off(which)
+
+
 def _tokens(draw: random.Random, driver: PrefixDriver, namespace: Any) -> list[int]:
     """Tokens over a small alphabet; half the time they go along something that is cached."""
     tokens = [draw.randrange(2) for _ in range(draw.randint(0, 6 * driver.model.page_size))]
@@ -132,9 +160,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ops", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--policy", choices=_POLICIES, default="lru")
+    parser.add_argument("--host", action="store_true", help="with a second tier in host memory")
     options = parser.parse_args(arguments)
     try:
-        soak(options.ops, seed=options.seed, policy=options.policy)
+        soak(options.ops, seed=options.seed, policy=options.policy, with_host=options.host)
     except AssertionError as error:
         print(error, file=sys.stderr)
         return 1

@@ -70,7 +70,7 @@ class TritonPacker:
             return
         if not blocks.is_contiguous():
             raise ValueError(f"blocks of shape {tuple(blocks.shape)} must be contiguous; pass whole rows")
-        with torch.cuda.device_of(self._table):  # type: ignore[no-untyped-call]
+        with torch.cuda.device_of(self._table):
             _copy_pages_kernel[len(page_ids), *self._grid](
                 self._table, page_ids, blocks.view(self._dtype), len(self._tensors), self._num_words,
                 UNPACK=unpack, BLOCK=_BLOCK,
