@@ -41,7 +41,7 @@ class PackedModel:
         except InfercoreError:
             model.set_attn_implementation(previous)
             raise
-        self._fingerprint = weights.fingerprint(model)
+        self._weights = weights.WeightWatch(model)
         self._features: dict[tuple[int, ...], Features] = {}
 
     def forward(self, plan: Plan) -> Tensor:
@@ -82,10 +82,7 @@ class PackedModel:
 
     def has_changed(self) -> bool:
         """Whether weights changed since the last call, so that K/V computed before is void."""
-        fingerprint = weights.fingerprint(self.model)
-        changed = fingerprint != self._fingerprint
-        self._fingerprint = fingerprint
-        return changed
+        return self._weights.has_changed()
 
     @property
     def max_positions(self) -> int | None:
