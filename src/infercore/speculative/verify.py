@@ -41,7 +41,8 @@ def verify_greedy(trees: Sequence[TokenTree], target_token_ids: Sequence[Integer
         if num_nodes == 0:
             verdicts.append(Verdict(tree.token_ids, int(targets[0])))
             continue
-        verdicts.append(Verdict(*_compiled.walk_greedy(tree.token_ids, tree.parents, targets)))
+        path, next_token_id = _compiled.walk_greedy(tree.token_ids, tree.parents, targets)
+        verdicts.append(Verdict(path, int(next_token_id)))  # numpy's where the loop runs as plain Python
     return verdicts
 
 
