@@ -13,7 +13,10 @@ from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
 
 from infercore.constrained import json_schema, regex
 from infercore.hf import Engine
+from infercore.hf import settle as settle_module
+from infercore.hf import step as step_module
 from infercore.hf.graphs import StepGraphs
+from infercore.hf.request import TokenEvent
 from infercore.speculative import RecyclingDrafter, SuffixDrafter, Union
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
@@ -41,16 +44,17 @@ def engine_of(model, *, overlap=True, graphs=False, **options):
     engine = Engine(model, ByteTokenizer(), overlap=overlap, **options)
     if graphs:
         stepper = engine._stepper
-        stepper.graphs = StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=lambda f: f)
-        stepper._chosen.tokens = stepper.graphs.chosen
+        stepper.use_graphs(StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=lambda f: f))
     return engine
 
 
-def flights(engine):
-    """Steps, and those of them that were under way before the one before them was read."""
+def flights(engine, told=None):
+    """Steps, and how often the next one was under way when one returned; tokens of events go to `told`, if given."""
     started = 0
     while engine.num_unfinished:
-        engine.step()
+        for event in engine.step():
+            if told is not None and isinstance(event, TokenEvent):
+                told[event.request_id] += event.token_ids
         started += engine._stepper._flight is not None
     return started, engine.stats.num_forwards
 
@@ -116,6 +120,62 @@ def test_grammars_with_forced_tokens(model, jump_forward, graphs):
     assert results[True] == results[False]
 
 
+def oracle(expected, kind="half"):
+    return OracleDrafter({tuple(p): list(tokens) for p, tokens in zip(PROMPTS, expected, strict=True)}, kind, VOCAB)
+
+
+@pytest.mark.parametrize("grammar", [False, True])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_steps_with_drafts_start_as_soon_as_the_tokens_are_known(model, expected, graphs, grammar):
+    """The same steps as one after the other; every token is told of once, whoever was told when."""
+    results, steps = {}, {}
+    for overlap in (False, True):
+        engine = engine_of(model, overlap=overlap, graphs=graphs, num_pages=300)
+        drafter = SuffixDrafter() if grammar else oracle(expected)
+        options = {"grammar": json_schema(SCHEMA), "max_new_tokens": 40} if grammar else {"max_new_tokens": NEW}
+        handles = []
+        for prompt in PROMPTS:
+            handles += engine.submit(engine.request(prompt, drafter=drafter, **options))
+        told = {h.request_id: [] for h in handles}
+        ahead, _ = flights(engine, told)
+        steps[overlap] = engine.stats.num_forwards
+        results[overlap] = [h.completion.token_ids for h in handles]
+        assert list(told.values()) == results[overlap]
+        assert engine.stats.num_accepted_tokens > 3
+        assert ahead >= engine.stats.num_forwards - 2 * len(PROMPTS) if overlap else ahead == 0
+        assert_nothing_lost(engine)
+    assert results[True] == results[False]
+    if not grammar:
+        assert results[True] == expected
+    assert steps[True] <= steps[False] + 2
+
+
+def test_copies_and_those_that_leave_while_a_step_with_drafts_is_under_way(model, expected):
+    engine = engine_of(model, num_pages=300)
+    drafter = oracle(expected)
+    copies = engine.submit(engine.request(PROMPTS[0], max_new_tokens=NEW, drafter=drafter), copies=3)
+    others = [engine.submit(engine.request(p, max_new_tokens=NEW, drafter=drafter))[0] for p in PROMPTS[1:]]
+    engine.step()
+    assert engine._stepper._flight is not None
+    copies[0].cancel()
+    others[0].cancel()
+    engine.step()
+    copies[1].cancel()
+    late = engine.submit(engine.request(PROMPTS[1], max_new_tokens=NEW, drafter=drafter))[0]
+    flights(engine)
+    assert copies[2].completion.token_ids == expected[0]
+    assert [h.completion.token_ids for h in (*others[1:], late)] == [*expected[2:], expected[1]]
+    assert_nothing_lost(engine)
+
+
+def test_pages_that_are_short_while_steps_with_drafts_are_under_way(model, expected):
+    engine = engine_of(model, num_pages=30)
+    done = engine.generate(PROMPTS, max_new_tokens=NEW, drafter=oracle(expected))
+    assert [c.token_ids for c in done] == expected
+    assert engine.stats.num_preemptions > 0
+    assert_nothing_lost(engine)
+
+
 def test_pages_that_are_short_stop_the_flight_ahead_and_then_preempt(model, expected):
     engine = engine_of(model, num_pages=28)
     done = engine.generate(PROMPTS, max_new_tokens=NEW)
@@ -150,14 +210,17 @@ def test_weights_that_change_in_flight_void_it(model, expected):
 
 
 @pytest.mark.parametrize("call", range(2, 9))
-@pytest.mark.parametrize("where", ["forward", "read", "append", "commit"])
+@pytest.mark.parametrize("where", ["forward", "read", "append", "commit", "drafts", "told"])
 def test_an_interrupt_anywhere_loses_nothing(model, expected, where, call, monkeypatch):
     engine = engine_of(model)
+    drafter = oracle(expected) if where in ("drafts", "told") else None
     target, name = {
         "forward": (engine._model, "forward"),
         "read": (engine._stepper._chosen, "read"),
-        "append": (engine._stepper, "_append"),
-        "commit": (engine._stepper, "_reserve_spare"),
+        "append": (settle_module, "append"),
+        "commit": (step_module, "reserve_spare"),
+        "drafts": (step_module, "reserve"),
+        "told": (step_module, "tell"),
     }[where]
     original, calls = getattr(target, name), 0
 
@@ -169,23 +232,23 @@ def test_an_interrupt_anywhere_loses_nothing(model, expected, where, call, monke
         return original(*args, **kwargs)
 
     monkeypatch.setattr(target, name, explode)
-    handles = [engine.submit(engine.request(p, max_new_tokens=NEW))[0] for p in PROMPTS[:3]]
+    handles = [engine.submit(engine.request(p, max_new_tokens=NEW, drafter=drafter))[0] for p in PROMPTS[:3]]
+    told = {h.request_id: [] for h in handles}
     with pytest.raises(KeyboardInterrupt, match="planted"):
-        flights(engine)
-    flights(engine)
-    assert [h.completion.token_ids for h in handles] == expected[:3]
+        flights(engine, told)
+    flights(engine, told)
+    assert [h.completion.token_ids for h in handles] == list(told.values()) == expected[:3]
     assert_nothing_lost(engine)
 
 
 def test_whoever_draws_drafts_or_copies_ends_the_flight_ahead_for_all(model, expected):
-    truth = {tuple(p): list(tokens) for p, tokens in zip(PROMPTS, expected, strict=True)}
     results = {}
     for overlap in (False, True):
         engine = engine_of(model, overlap=overlap)
         handles = engine.submit(engine.request(PROMPTS[0], max_new_tokens=NEW))
         for _ in range(3):
             engine.step()
-        drafter = OracleDrafter(truth, "half", VOCAB)
+        drafter = oracle(expected)
         handles += engine.submit(engine.request(PROMPTS[1], max_new_tokens=5, drafter=drafter))
         handles += engine.submit(engine.request(PROMPTS[2], max_new_tokens=6, temperature=1.0, seed=3), copies=3)
         flights(engine)
@@ -218,6 +281,7 @@ def test_logits_that_hold_nothing_end_their_request_only(model, expected, monkey
 
 def test_a_choice_on_the_device_masks_every_row_of_its_own(model):
     """Against numpy: rows with a grammar, without one, and one that only computes."""
+    from infercore.hf.choices import Choices, choices_size
     from infercore.hf.choose import Turn
     from infercore.hf.chosen import ChosenTokens
     from infercore.speculative import TokenTree
@@ -238,7 +302,7 @@ def test_a_choice_on_the_device_masks_every_row_of_its_own(model):
     turns[2] = Turn(states[2], 2, 1, False, TokenTree.empty())
     logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0))
     wanted = [int(logits[0].argmax()), 7 if logits[1, 7] > logits[1, 9] else 9, None, 4]
-    chosen = ChosenTokens(torch.zeros(8, dtype=torch.int64))
+    chosen = ChosenTokens(Choices(torch.zeros(choices_size(8), dtype=torch.uint8), 8))
     assert chosen.serves(turns, 4)
     assert not chosen.serves(turns, 9)
     masked = logits.clone()
@@ -246,7 +310,7 @@ def test_a_choice_on_the_device_masks_every_row_of_its_own(model):
     assert chosen.top_tokens([3, 0], 2)[1].tolist() == logits[0].topk(2).indices.tolist()
     assert chosen.top_tokens([3, 0], 3)[0, 0] == 4
     assert [v and v.next_token_id for v in chosen.read(turns)] == wanted
-    assert chosen.tokens[[0, 1, 3]].tolist() == [w for w in wanted if w is not None]
+    assert chosen.choices.tokens[[0, 1, 3]].tolist() == [w for w in wanted if w is not None]
 
 
 def test_drafters_learn_the_likeliest_tokens_of_choices_on_the_device(model, expected):

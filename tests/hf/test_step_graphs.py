@@ -34,7 +34,7 @@ class Recorder:
 def engine_with(model, capture, **options):
     engine = Engine(model, poison=True, **options)
     stepper = engine._stepper
-    stepper.graphs = StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=capture)
+    stepper.use_graphs(StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=capture))
     return engine
 
 
@@ -163,7 +163,9 @@ def test_fused_layers_are_compiled_in_the_capture_only():
 
         return replay
 
-    stepper.graphs = StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, fused=fused, capture=capture)
+    stepper.use_graphs(
+        StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, fused=fused, capture=capture)
+    )
     assert engine.generate(PROMPTS[0], max_new_tokens=6)[0].token_ids == expected
     assert stepper.graphs.reason is None
     assert called

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infercore.errors import InfercoreError
+from infercore.hf.plan import Rows
 from infercore.hf.request import TokenLogprobs
 from infercore.hf.state import RequestState
 from infercore.kernels import apply_token_bitmask_
@@ -30,6 +31,8 @@ class Turn:
         num_known: rows that predict tokens which stand already (forced or scored); they are only kept, not sampled.
         samples: the root's and the nodes' rows are there.
         tree: below the last token; with a grammar it carries its states.
+        rows: of the forward; None for a copy of a prompt, which looks at those of the request that computed it.
+        num_kept: nodes that were accepted and appended, once that is known; -1 before.
     """
 
     state: RequestState
@@ -37,6 +40,8 @@ class Turn:
     num_known: int
     samples: bool
     tree: TokenTree
+    rows: Rows | None = None
+    num_kept: int = -1
 
     @property
     def num_rows(self) -> int:

@@ -9,9 +9,10 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
+from infercore.hf.choices import Choices
 from infercore.hf.choose import Turn, bad_row_error
 from infercore.kernels import apply_token_bitmask_
 from infercore.speculative import Verdict, verify_greedy
@@ -23,23 +24,20 @@ class ChosenTokens:
     One step's choice is read before the next one is launched.
 
     Args:
-        tokens: int64, on the device, where the tokens are left for the next step's forward; as many as rows may be.
+        choices: where they stand on the device, for the next step's forward.
     """
 
-    def __init__(self, tokens: Int64[Tensor, " max_rows"]) -> None:
-        self.tokens = tokens
-        on_gpu = tokens.device.type == "cuda"
-        self._outcome = torch.zeros(2 * len(tokens), dtype=torch.float64, pin_memory=on_gpu)
-        self._count = 0
-        self._is_read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+    def __init__(self, choices: Choices) -> None:
+        self.choices = choices
+        self._on_gpu = choices.tokens.device.type == "cuda"
         self._bitmask: Tensor | None = None
         self._top: Tensor | None = None
-        self._num_top = 0
-        self._top_is_read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._num_rows = self._num_top = 0
+        self._top_is_read = torch.cuda.Event() if self._on_gpu else None  # type: ignore[no-untyped-call]
 
     def serves(self, turns: Seq[Turn], num_rows: int) -> bool:
         """Whether all these requests want the best token of each of their rows, and these are few enough."""
-        if num_rows > len(self.tokens) or len({turn.first_row for turn in turns}) < len(turns):
+        if num_rows > len(self.choices) or len({turn.first_row for turn in turns}) < len(turns):
             return False  # copies of a prompt share a row, and each may have a grammar of its own
         for turn in turns:
             request = turn.state.request
@@ -47,27 +45,27 @@ class ChosenTokens:
                 return False
         return True
 
-    def launch(self, turns: Seq[Turn], logits: Float[Tensor, "rows vocab"], *, num_top: int = 0) -> None:
+    def launch(
+        self, turns: Seq[Turn], logits: Float[Tensor, "rows vocab"], *, is_chosen: bool = False, num_top: int = 0
+    ) -> None:
         """Choose from all rows, under the grammars' masks, which are written into `logits`; no wait.
 
         Args:
+            is_chosen: the best of the rows as they are stand among the choices already.
             num_top: how many of each row's likeliest tokens `top_tokens` will be asked for.
         """
+        self._num_rows, self._num_top = logits.shape[0], num_top
         if any(turn.samples and turn.state.grammar is not None for turn in turns):
             apply_token_bitmask_(logits, self._masks(turns, logits))
-        best, ids = logits.max(-1)
-        self._count = len(ids)
-        self.tokens[: self._count] = ids
-        both = torch.cat((best.double(), ids.double()))  # one copy into one piece of memory, else the host waits for it
-        self._outcome[: len(both)].copy_(both, non_blocking=True)
-        if self._is_read is not None:
-            self._is_read.record()
-        self._num_top = num_top
+            is_chosen = False
+        if not is_chosen:
+            self.choices.choose(logits)
+        self.choices.fetch(self._num_rows, logits.dtype)
         if num_top:
             top = logits.topk(num_top).indices.int().view(-1)
             if self._top is None or len(self._top) < len(top):
-                shape = len(self.tokens) * num_top
-                self._top = torch.empty(shape, dtype=torch.int32, pin_memory=self._is_read is not None)
+                shape = len(self.choices) * num_top
+                self._top = torch.empty(shape, dtype=torch.int32, pin_memory=self._on_gpu)
             self._top[: len(top)].copy_(top, non_blocking=True)
             if self._top_is_read is not None:
                 self._top_is_read.record()
@@ -78,32 +76,37 @@ class ChosenTokens:
         assert count <= self._num_top
         if self._top_is_read is not None:
             self._top_is_read.synchronize()
-        table = self._top[: self._count * self._num_top].view(self._count, self._num_top).numpy()
+        table = self._top[: self._num_rows * self._num_top].view(self._num_rows, self._num_top).numpy()
         top: npt.NDArray[np.int32] = table[np.array(rows), :count]
         return top
 
     def read(self, turns: Seq[Turn]) -> list[Verdict | Exception | None]:
         """What `launch` chose for these turns, once it is there: as `choose` gives it."""
-        if self._is_read is not None:
-            self._is_read.synchronize()
-        best, ids = self._outcome[: 2 * self._count].view(2, self._count).numpy()
-        outcomes: list[Verdict | Exception | None] = []
-        for turn in turns:
-            rows = slice(turn.first_row + turn.num_known, turn.first_row + turn.num_rows)
+        ids, is_bad = self.choices.read()
+        outcomes: list[Verdict | Exception | None] = [None] * len(turns)
+        any_bad = bool(is_bad.any())
+        members, targets = [], []
+        for i, turn in enumerate(turns):
             if not turn.samples:
-                outcomes.append(None)
-            elif np.isfinite(best[rows]).all():
-                outcomes.append(verify_greedy([turn.tree], [ids[rows].astype(np.int64)])[0])
+                continue
+            first = turn.first_row + turn.num_known
+            stop = first + 1 + turn.tree.num_nodes
+            if any_bad and is_bad[first:stop].any():
+                outcomes[i] = bad_row_error()
             else:
-                outcomes.append(bad_row_error())
+                members.append(i)
+                targets.append(ids[first:stop])
+        verdicts = verify_greedy([turns[i].tree for i in members], targets)
+        for i, verdict in zip(members, verdicts, strict=True):
+            outcomes[i] = verdict
         return outcomes
 
     def _masks(self, turns: Seq[Turn], logits: Tensor) -> Tensor:
         """One row of bits for each of `logits`, on its device; the host's copy is pinned and left alone until then."""
         num_rows, words = logits.shape[0], (logits.shape[1] + 31) // 32
         if self._bitmask is None or self._bitmask.shape[1] != words:
-            shape = (len(self.tokens), words)
-            self._bitmask = torch.full(shape, -1, dtype=torch.int32, pin_memory=self._is_read is not None)
+            shape = (len(self.choices), words)
+            self._bitmask = torch.full(shape, -1, dtype=torch.int32, pin_memory=self._on_gpu)
         masks = self._bitmask[:num_rows]  # the last choice was read, so its masks were
         masks.fill_(-1)
         for turn in turns:

@@ -61,13 +61,16 @@ class _Forwards:
         self._sequence.commit([])
 
     def _run(self, token_ids: np.ndarray, tree: TokenTree) -> None:
-        slots = self._sequence.append(len(token_ids) + tree.num_nodes)
+        num_rows = len(token_ids) + tree.num_nodes
+        slots = self._sequence.append(num_rows)
         rows = Rows(self._sequence, token_ids, tree, slots, len(token_ids) - 1)
-        with torch.no_grad(), self._model.faster(len(slots)):
+        with torch.no_grad(), self._model.faster(num_rows):
             logits = self._graphs.forward([rows]) if self._graphs is not None else None
-            if logits is None:
-                logits = self._model.forward(build_plan([rows], self._pool, self._model.device))
-            logits.argmax(-1).cpu()  # on a GPU this waits for the forward
+            if logits is not None and self._graphs is not None:
+                self._graphs.choices.tokens[:num_rows].cpu()  # waits for the forward and the choice within it
+                return
+            logits = self._model.forward(build_plan([rows], self._pool, self._model.device))
+            logits.argmax(-1).cpu()
 
 
 def _key(model: PackedModel, context_len: int) -> str:

@@ -22,6 +22,7 @@ from infercore.hf.pool_size import default_num_pages
 from infercore.hf.report import report
 from infercore.hf.request import Completion, Event, FinishEvent, Request, Score, checked_request
 from infercore.hf.scheduler import Scheduler
+from infercore.hf.settle import tell_of
 from infercore.hf.state import RequestState
 from infercore.hf.stats import EngineStats
 from infercore.hf.step import Stepper
@@ -151,7 +152,7 @@ class Engine:
             self._stepping = True
             try:
                 with torch.no_grad():
-                    self._events.extend(self._stepper.run())
+                    self._stepper.run(self._events)
             finally:
                 self._stepping = False
             self._finish_done()
@@ -440,4 +441,5 @@ class Engine:
         for listener in (state.request.drafter, self._stepper.controller):
             if listener is not None:
                 listener.close(state.request_id)
+        tell_of(state, self._events)  # of what an interrupted step had appended
         self._events.append(FinishEvent(state.request_id, handle.completion))

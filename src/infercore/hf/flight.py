@@ -8,7 +8,7 @@ from torch import Tensor
 from infercore.hf.choose import Turn
 from infercore.hf.plan import Rows
 from infercore.hf.scheduler import Share
-from infercore.speculative import TokenTree
+from infercore.speculative import TokenTree, Verdict
 
 
 @dataclass(slots=True)
@@ -20,21 +20,29 @@ class Flight:
         turns: where its logits lie.
         logits: on the device; those of a graph are overwritten by the step after it.
         num_rows: of the forward.
+        by_graph: there are logits of all rows, and the best of each stands among the choices.
+        started_at: on the host's clock, before anything was done for it.
         on_device: its tokens are chosen by `ChosenTokens`.
         is_committed: its rows are part of their sequences already, because the next step's were started behind them.
+        outcomes: where they were read at once.
     """
 
     work: list[tuple[Share, Rows]]
     turns: list[Turn]
     logits: Tensor
     num_rows: int
+    by_graph: bool
+    started_at: float
     on_device: bool = False
     is_committed: bool = False
+    outcomes: list[Verdict | Exception | None] | None = None
 
     def forget_finished(self) -> None:
         """Leave out whoever ended, or was cancelled, since the start: those rows were in vain."""
+        if all(_goes_on(share) for share, _ in self.work):
+            return
         self.work = [(share, rows) for share, rows in self.work if _goes_on(share)]
-        kept = {id(share.state) for share, _ in self.work}
+        kept = {id(state) for share, _ in self.work for state in (share.state, *share.state.followers)}
         self.turns = [turn for turn in self.turns if id(turn.state) in kept]
 
     def learn_tokens(self) -> bool:
@@ -50,7 +58,7 @@ class Flight:
             computed = state.sequence.num_tokens
             rows.token_ids = state.tokens[computed : computed + count]
             share.samples = share.samples and computed + count == state.num_tokens
-        self.turns = turns_of(self.work)
+        self.turns = turns_of(self.work, all_rows=self.by_graph)
         self.forget_finished()
         return bool(self.work)
 
@@ -59,16 +67,22 @@ def _goes_on(share: Share) -> bool:
     return share.state.sequence is not None and not share.state.is_done
 
 
-def turns_of(work: Seq[tuple[Share, Rows]]) -> list[Turn]:
-    """Where each request's logits lie; copies of a prompt look at the rows of the one that computed it."""
+def turns_of(work: Seq[tuple[Share, Rows]], *, all_rows: bool) -> list[Turn]:
+    """Where each request's logits lie; copies of a prompt look at the rows of the one that computed it.
+
+    Args:
+        all_rows: there are logits of all rows, wanted or not.
+    """
     turns: list[Turn] = []
     first = 0
     for share, rows in work:
-        num_causal_logits = share.num_causal - rows.first_logits_row
-        num_known = num_causal_logits - 1 if share.samples else num_causal_logits
-        state = share.state
-        turns.append(Turn(state, first, num_known, share.samples, rows.tree))
+        state, tree, num_causal = share.state, rows.tree, len(rows.token_ids)
+        start = first + rows.first_logits_row if all_rows else first
+        num_known = num_causal - rows.first_logits_row
         if share.samples:
-            turns.extend(Turn(f, first + num_known, 0, True, TokenTree.empty()) for f in state.followers)
-        first += num_causal_logits + rows.tree.num_nodes
+            num_known -= 1
+        turns.append(Turn(state, start, num_known, share.samples, tree, rows))
+        if share.samples and state.followers:
+            turns.extend(Turn(f, start + num_known, 0, True, TokenTree.empty()) for f in state.followers)
+        first = start + num_causal - rows.first_logits_row + tree.num_nodes
     return turns

@@ -6,6 +6,7 @@ Larger steps, which are prefill, go the ordinary way: their kernels are long.
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from infercore.hf.choices import Choices
 from infercore.hf.fused_layers import FusedLayers
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import Rows, count_rows
@@ -69,25 +71,26 @@ class StepGraphs:
         self.num_replays = 0
 
     def forward(self, rows: Seq[Rows]) -> Tensor | None:
-        """Logits as `PackedModel.forward` gives them, valid until the next call; None if no graph serves these rows."""
-        bucket = self._bucket(rows)
+        """Logits of all `rows`, valid until the next call; None if no graph serves these rows.
+
+        The best token of each row is put among the `choices`.
+        """
+        total = count_rows(rows)
+        bucket = self._bucket(rows, total)
         if bucket is None or self.reason is not None or (self.is_full and bucket not in self._replays):
             return None
-        logits_rows = self._buffers.write(rows, bucket)
+        self._buffers.write(rows, bucket)
         replay = self._replays.get(bucket) or self._capture(bucket)
         if replay is None:
             return None
         logits = replay()
         self.num_replays += 1
-        total = count_rows(rows)
-        if len(logits_rows) == total:
-            return logits[:total]
-        return logits.index_select(0, logits_rows)
+        return logits if len(logits) == total else logits[:total]
 
     @property
-    def chosen(self) -> Tensor:
-        """int64 `[256]` on the device: where chosen tokens are put for rows of the next step that begin with them."""
-        return self._buffers.chosen
+    def choices(self) -> Choices:
+        """Of up to 256 rows; those of the next step may begin with them."""
+        return self._buffers.choices
 
     def warmup(self, *, max_seqs: int, max_rows: int, progress: bool) -> None:
         """Capture every bucket of up to that many sequences and rows, the largest first.
@@ -131,11 +134,11 @@ class StepGraphs:
         full = ", no more for want of memory" if self.is_full else ""
         return f"{len(self._replays)} captured, {self.num_replays} steps replayed{full}"
 
-    def _bucket(self, rows: Seq[Rows]) -> Bucket | None:
-        num_rows, num_seqs = _smallest(ROWS, count_rows(rows)), _smallest(SEQS, len(rows))
+    def _bucket(self, rows: Seq[Rows], total: int) -> Bucket | None:
+        num_rows, num_seqs = _smallest(ROWS, total), _smallest(SEQS, len(rows))
         if num_rows is None or num_seqs is None or num_seqs > self._buffers.max_seqs:
             return None
-        if max(r.sequence.num_pages for r in rows) > self._buffers.max_pages:
+        if max([r.sequence.num_pages for r in rows]) > self._buffers.max_pages:
             return None
         return Bucket(max(num_rows, num_seqs), num_seqs, any(r.tree.num_nodes for r in rows))
 
@@ -153,10 +156,15 @@ class StepGraphs:
 
         def forward() -> Tensor:
             with self._fused.during() if self._fused is not None else nullcontext():
-                return self._model.forward(self._buffers.plan(bucket, self._pool))
+                logits = self._model.forward(self._buffers.plan(bucket, self._pool))
+            self._buffers.choices.choose(logits)
+            return logits
 
+        tokens = self._buffers.choices.tokens
+        chosen = tokens.clone()  # these rows may begin with some of them
         try:
             eager = forward().clone()  # compiles kernels and makes the pool's layers, outside the graph's memory
+            tokens.copy_(chosen)
             replay = self._capture_forward(forward)
             if not torch.equal(replay(), eager):
                 self.reason = f"a replay of {bucket} gave other logits than the eager forward"
@@ -167,6 +175,8 @@ class StepGraphs:
             return None
         except Exception as error:  # whatever the model does that a capture forbids: it then runs eagerly, and says so
             self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        finally:
+            tokens.copy_(chosen)
         if self.reason is not None:
             _log.warning("steps run without CUDA graphs: %s", self.reason)
             self._replays.clear()
@@ -177,7 +187,8 @@ class StepGraphs:
 
 def _smallest(sizes: tuple[int, ...], count: int) -> int | None:
     """The smallest of ascending `sizes` that holds `count`; None if none does."""
-    return next((size for size in sizes if size >= count), None)
+    at = bisect_left(sizes, count)
+    return sizes[at] if at < len(sizes) else None
 
 
 def check_wanted(device: torch.device, wanted: bool | None) -> None:

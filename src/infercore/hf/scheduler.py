@@ -57,21 +57,19 @@ class Scheduler:
     def shares(self, max_rows: int) -> list[Share]:
         """Rows for this step: whoever decodes first, then prefill chunks in order while the budget lasts."""
         left = max_rows
-        wanted: list[tuple[int, int]] = []
-        for i, state in enumerate(self.running):
-            if state.num_to_compute == 1:
-                wanted.append((i, 1))
-                left -= 1
-        for i, state in enumerate(self.running):
-            if (needed := state.num_to_compute) > 1 and left > 0:
-                wanted.append((i, min(needed, left)))
-                left -= wanted[-1][1]
-        wanted.sort()
-        shares = []
-        for i, rows in wanted:
-            state = self.running[i]
-            shares.append(Share(state, rows, rows == state.num_to_compute and state.finish_reason is None))
-        return shares
+        needed = [state.num_to_compute for state in self.running]
+        granted = [1 if count == 1 else 0 for count in needed]
+        left -= sum(granted)
+        if len(needed) > sum(granted):
+            for i, count in enumerate(needed):
+                if count > 1 and left > 0:
+                    granted[i] = min(count, left)
+                    left -= granted[i]
+        return [
+            Share(state, rows, rows == count and state.finish_reason is None)
+            for state, rows, count in zip(self.running, granted, needed, strict=True)
+            if rows
+        ]
 
     def mend(self) -> None:
         """Put right what a step that was cut off left: reserved slots, rows that nobody read, copies left behind."""

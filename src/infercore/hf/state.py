@@ -44,6 +44,7 @@ class RequestState:
         if scored is not None:
             self.tokens[self.num_prompt :] = scored
             self.num_tokens += len(scored)
+        self.num_told = self.num_tokens  # those that events have told of, or need not
         self.eos_token_ids = eos_token_ids
         self.grammar = grammar
         self.stop_strings = StopStrings(tokenizer, request.stop) if tokenizer is not None and request.stop else None

@@ -14,7 +14,10 @@ class EngineStats:
     """Sums over all requests. Times are in seconds, on the host's clock.
 
     `forward_time_s` is the model, `choose_time_s` the operations over `[rows, vocab]` tensors (masks, argmax, sampling,
-    verification); what a step takes beyond both is the engine's own: scheduling, page tables, bookkeeping.
+    verification); what a step takes beyond both is the engine's own: scheduling, page tables, bookkeeping. On a GPU the
+    first is the time to start a forward and its choice, the second the wait for it. `gap_time_s` is what lies
+    between the moment a step's tokens were read and the launch of the next forward, where that had not been started
+    before: a GPU has nothing to do meanwhile. It is part of the other times.
     """
 
     num_forwards: int = 0
@@ -32,6 +35,7 @@ class EngineStats:
     forward_time_s: float = 0.0
     choose_time_s: float = 0.0
     draft_time_s: float = 0.0
+    gap_time_s: float = 0.0
     _acceptance: dict[tuple[str, ...], Acceptance] = field(default_factory=dict)
 
     @property
@@ -60,14 +64,6 @@ class EngineStats:
                 padded = [[*some, *[(0, 0)] * (longest - len(some))] for some in (before, rows)]
                 table[name] = [(a + c, b + d) for (a, b), (c, d) in zip(*padded, strict=True)]
         return table
-
-    def add_step(self, num_rows: int, step_s: float, *, forward_s: float, choose_s: float) -> None:
-        """Count a step; where steps overlap, its forward is the time to start one and its choice the wait for it."""
-        self.num_forwards += 1
-        self.num_rows += num_rows
-        self.step_time_s += step_s
-        self.forward_time_s += forward_s
-        self.choose_time_s += choose_s
 
     def add_draft(self, drafter: Drafter, tree: TokenTree, path: npt.NDArray[np.int32]) -> None:
         """Count a tree that was verified and the accepted nodes of it that were kept."""
