@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.constrained.schemas import schemas
@@ -83,6 +84,34 @@ def test_a_token_that_may_reach_further_is_not_cut_short():
     grammar = choices(["order1", "orderId"]).bind(vocabulary)
     assert grammar.forced_tokens(grammar.start).size == 0
     assert choices(["order1", "order2"]).bind(vocabulary).forced_tokens(grammar.start).tolist() == [257]
+
+
+@st.composite
+def byte_pairs(draw):
+    """A byte-pair tokenizer over three letters: which of them merge, first to last."""
+    texts = ["a", "b", "c"]
+    merges = []
+    for _ in range(draw(st.integers(1, 8))):
+        left, right = draw(st.sampled_from(texts)), draw(st.sampled_from(texts))
+        if left + right not in texts:
+            texts.append(left + right)
+            merges.append((left, right))
+    model = tokenizers.models.BPE({text: i for i, text in enumerate(["<end>", *texts])}, merges)
+    return tokenizers.Tokenizer(model), ["", *texts]
+
+
+@settings(max_examples=150)
+@given(byte_pairs(), st.lists(st.text("abc", min_size=1, max_size=6), min_size=1, max_size=4, unique=True))
+def test_forced_tokens_are_those_that_every_output_begins_with(tokenizer_and_texts, options):
+    tokenizer, texts = tokenizer_and_texts
+    encode = lambda text: tokenizer.encode(text).ids  # noqa: E731
+    vocabulary = Vocabulary([None, *(text.encode() for text in texts[1:])], eos_token_ids=[0], encode=encode)
+    grammar = choices(options).bind(vocabulary)
+    forced = grammar.forced_tokens(grammar.start).tolist()
+    if len(options) == 1:
+        assert forced == encode(options[0])
+    for option in options:
+        assert [texts[i] for i in encode(option)][: len(forced)] == [texts[i] for i in forced]
 
 
 def test_an_escape_that_only_respells_does_not_keep_text_from_being_forced():

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from infercore.constrained.bitmask import Bitmask, is_tensor, words_of
 from infercore.constrained.budget import Budgets
+from infercore.constrained.forced import ForcedTokens
 from infercore.constrained.groups import WORDS
 from infercore.constrained.limits import Limits
 from infercore.constrained.loops import loops as c
@@ -103,7 +104,6 @@ class Grammar:
         self._next: dict[tuple[int, int], int] = {}
         self._recorded: list[tuple[int, bytes]] = []
         self._recorded_ids: dict[tuple[int, bytes], int] = {}
-        self._forced: dict[int, npt.NDArray[np.int32]] = {}
         self._last_bitmask: tuple[Any, npt.NDArray[np.uint32], int] = (None, np.zeros((0, 0), np.uint32), 0)
         self._eos = frozenset(vocabulary.eos_token_ids)
         machine.tables.header[c.REACH] = vocabulary.max_length
@@ -176,17 +176,15 @@ class Grammar:
         """The tokens that must come next, int32, perhaps none.
 
         Text that the grammar forces is tokenised as the vocabulary's `encode` would, and trailing tokens are dropped
-        while a longer token could span the end of the forced text: so a model that follows never sees tokens it would
-        not have produced. Without `encode`, a token is forced where the mask allows exactly one. Where only the end
-        may follow, the first end token is forced. A backslash that merely respells a character does not count as a
-        choice.
+        where what may follow could give another cut: so a model that follows never sees tokens it would not have
+        produced. Without `encode`, a token is forced where the mask allows exactly one. Where only the end may follow,
+        the first end token is forced. A backslash that merely respells a character does not count as a choice.
         """
-        forced = self._forced.get(state)
-        if forced is None:
-            if len(self._forced) > 100_000:
-                self._forced.clear()
-            forced = self._forced[state] = self._compute_forced(state)
-        return forced
+        return self._forced.tokens(state)
+
+    @cached_property
+    def _forced(self) -> ForcedTokens:
+        return ForcedTokens(self)
 
     @cached_property
     def _budgets(self) -> Budgets:
@@ -264,6 +262,10 @@ class Grammar:
             ]
             resolved = self._resolved[(config, text)] = machine.intern(pairs)
         return resolved
+
+    def has_mask(self, state: int) -> bool:
+        """Whether the mask of `state` is kept already."""
+        return self.config(state) in self._masks
 
     def mask(self, state: int) -> npt.NDArray[np.uint32]:
         """Words of the mask of `state`; not to be changed."""
@@ -422,85 +424,3 @@ class Grammar:
         if used.size <= 256:
             self._walked = [(text, mask, used), *self._walked[:3]]
         return mask, int(header[c.FARTHEST])
-
-    def _compute_forced(self, state: int) -> npt.NDArray[np.int32]:
-        if self.is_finished(state):
-            return np.array(self.vocabulary.eos_token_ids[:1], np.int32)
-        encode = self.vocabulary.encode
-        if encode is None:
-            mask = self.mask(state)
-            if int(np.bitwise_count(mask).sum()) != 1:
-                return np.empty(0, np.int32)
-            word = int(np.flatnonzero(mask)[0])
-            return np.array([word * 32 + int(mask[word]).bit_length() - 1], np.int32)
-        text, after = self._forced_bytes(state)
-        return self._canonical_tokens(state, text, after)
-
-    def _forced_bytes(self, state: int, limit: int = 4096) -> tuple[bytes, int]:
-        """Bytes that must follow, and the state behind them."""
-        machine = self.machine
-        text = bytearray()
-        while len(text) < limit:
-            byte = machine.forced_byte(self.config(state))
-            if byte < 0:
-                break
-            after = self.advance_bytes(state, np.array([byte], np.uint8))
-            if after < 0:
-                break
-            text.append(byte)
-            state = after
-        return bytes(text), state
-
-    def _canonical_tokens(self, state: int, text: bytes, after: int) -> npt.NDArray[np.int32]:
-        """Tokens of `text` that stay the same whatever may follow it."""
-        if not text:
-            return np.empty(0, np.int32)
-        encode = self.vocabulary.encode
-        assert encode is not None
-        try:
-            decoded = text.decode()
-        except UnicodeDecodeError as error:
-            text = text[: error.start]
-            decoded = text.decode()
-        tokens = [int(token) for token in encode(decoded)]
-        pieces = [
-            self.vocabulary.token_bytes[token] if token < len(self.vocabulary.token_bytes) else None for token in tokens
-        ]
-        if b"".join(piece or b"" for piece in pieces) != text:
-            return np.empty(
-                0, np.int32
-            )  # the tokenizer adds or changes something (a leading space, say): force nothing
-        starts = np.cumsum([0, *(len(piece or b"") for piece in pieces)]).tolist()
-        while tokens and self._spanned(state, text, starts[len(tokens) - 1], after):
-            tokens.pop()
-        return np.array(tokens, np.int32)
-
-    def _spanned(self, state: int, text: bytes, start: int, after: int) -> bool:
-        """Whether a token from `start` could reach past the end of `text` and be allowed."""
-        vocabulary = self.vocabulary
-        tail = text[start:]
-        if self.is_finished(after):
-            return False
-        before = self.advance_bytes(state, np.frombuffer(text[:start], np.uint8))
-        if before < 0:
-            return True
-        low, high = vocabulary.range_with_prefix(tail)
-        if high <= low:
-            return False
-        mask = self.mask(before)
-        respells = self._needs_no_escape(after)
-        tokens, size = vocabulary.token_bytes, len(tail)
-        return any(
-            len(token := tokens[i] or b"") > size
-            and mask[i >> 5] >> np.uint32(i & 31) & 1
-            and not (respells and token[size] == 0x5C)  # an escape then says what may come as it is
-            for i in vocabulary.sorted_ids[low:high]
-        )
-
-    def _needs_no_escape(self, state: int) -> bool:
-        """Whether `state` is in a JSON string none of whose next characters has to be written as an escape."""
-        string = self.machine.string_at(self.config(state))
-        if string is None:
-            return False
-        row = self.machine.row(string[1])
-        return not bool(row[:0x20].any() or row[0x22] or row[0x5C])
