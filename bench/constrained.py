@@ -7,8 +7,9 @@ Each schema is compiled afresh, with no mask kept from before; vocabulary tables
 TTFM: compile and first mask. TBM: each later token, mask and advance together. A refused schema counts as not correct.
 Times are CPU time of the process, so that a run which is suspended for a while says the same.
 Every engine sees the same token ids: the canonical tokens of each instance as `json.dumps` writes it. Before the clock
-starts, each engine runs the files of another sample once: code is loaded, nothing else is kept. Forced: tokens of valid
-instances that the engine gives without a choice, and how many times these were not the instance's own tokens.
+starts, each engine runs the files of another sample once: code is loaded, nothing else is kept. Forced: tokens of the
+valid instances that an engine accepts whole which it gives without a choice, and how many times these were not the
+instance's own.
 An engine that takes long to compile gets `--slow-seconds` in all, then no more files.
 """
 
@@ -111,7 +112,7 @@ def run_file(engine: Any, file: dict[str, Any], tokens: list[list[int]], score: 
 
 
 def count_forced(engine: Any, file: dict[str, Any], tokens: list[list[int]], score: Score) -> None:
-    """Forced tokens along the valid instances of one schema."""
+    """Forced tokens along the valid instances of one schema that the engine accepts whole."""
     try:
         session = engine.compile(file["schema"])
     except Exception:
@@ -120,6 +121,11 @@ def count_forced(engine: Any, file: dict[str, Any], tokens: list[list[int]], sco
         if not test["valid"]:
             continue
         try:
+            session.restart()
+            accepted = all(session.accept(token_id) for token_id in token_ids)
+            session.fill()
+            if not accepted or not session.may_end():
+                continue
             session.restart()
             score.tokens += len(token_ids)
             at = 0
@@ -133,8 +139,7 @@ def count_forced(engine: Any, file: dict[str, Any], tokens: list[list[int]], sco
                 score.not_canonical += size < len(forced)
                 score.forced += size
                 step = token_ids[at : at + max(size, 1)]
-                if not all(session.accept(token_id) for token_id in step):
-                    break
+                assert all(session.accept(token_id) for token_id in step)
                 at += len(step)
         except Exception:
             continue
