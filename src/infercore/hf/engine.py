@@ -17,6 +17,7 @@ from infercore.hf.custom_generate import groups_of_copies, to_output, to_request
 from infercore.hf.factory import Prompt, RequestFactory, as_prompts, copy_of
 from infercore.hf.graphs import check_wanted, step_graphs
 from infercore.hf.handle import RequestHandle
+from infercore.hf.host_cache import host_cache
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.pool_size import default_num_pages
 from infercore.hf.report import report
@@ -58,6 +59,9 @@ class Engine:
         overlap: start a step's forward before the tokens of the last one are read, where these are greedy choices, with
             grammars or without; None: on a GPU.
         policy: what leaves the prefix cache first, see `infercore.radix.eviction`; None: the least recently used.
+        host_cache_bytes: keep what leaves the prefix cache in so much host memory, pinned where the model is on a GPU
+            (a second or so for every few GB, now), and copy it back where a prompt goes on with it, while others run.
+            None or 0: none. Memory that cannot be had is a warning, and the engine runs without.
         poison: fill freed pages with NaN, to show in tests that none is read.
 
     Raises: UnsupportedModel, naming the layer and what still works, if the packed forward is not right for this model.
@@ -78,6 +82,7 @@ class Engine:
         fuse_layers: bool = False,
         overlap: bool | None = None,
         policy: Policy | None = None,
+        host_cache_bytes: int | None = None,
         poison: bool = False,
     ) -> None:
         check_wanted(next(model.parameters()).device, cuda_graphs)
@@ -86,6 +91,8 @@ class Engine:
         pages = num_pages or default_num_pages(self.bytes_per_token * page_size, page_size, self.device)
         self.pool = KVPool(pages, page_size, make_mover=slot_mover)
         self.cache = PrefixCache(pages, page_size, store=self.pool, policy=policy, poison=poison)
+        if host_cache_bytes:
+            host_cache(self.cache, self.pool, host_cache_bytes, self.bytes_per_token, self.device, poison=poison)
         self.stats = EngineStats()
         self._scheduler = Scheduler(self.cache, max_running=max_running)
         on_gpu = self.device.type == "cuda"
@@ -381,6 +388,8 @@ class Engine:
     def _start_over(self, *, insert: bool) -> None:
         """Running requests wait again, to be computed anew with the model as it is; graphs of it as it was go."""
         self._stepper.drop()
+        while self._scheduler.call_off():
+            pass
         for state in reversed(list(self._scheduler.running)):
             assert state.sequence is not None
             state.sequence.close(insert=insert)

@@ -21,6 +21,15 @@ def report(
         f"graphs     {graphs.describe() if graphs is not None else 'none: not on a GPU, or turned off'}",
         f"requests   {stats.num_requests} finished, {num_unfinished} unfinished, {stats.num_preemptions} preemptions",
     ]
+    if cache.host is not None:
+        host = cache.host.stats
+        limit_mb = host.num_slots * host.slot_bytes / 2**20
+        lines.insert(
+            2,
+            f"host cache {host.num_used} of {host.num_slots} pages used ({limit_mb:.0f} MiB); "
+            f"out {host.bytes_out / 2**20:.0f} MiB, back {host.bytes_back / 2**20:.0f} MiB: "
+            f"{host.num_tokens_back} tokens for {host.num_fetches} requests",
+        )
     for name, by_depth in stats.acceptance.items():
         rates = ", ".join(f"{accepted}/{drafted}" for drafted, accepted in by_depth)
         lines.append(f"accepted   {name}, by depth: {rates}")

@@ -84,10 +84,14 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class RequestStats:
-    """Counts of one request; `accept_length` is tokens gained per forward that sampled for it."""
+    """Counts of one request; `accept_length` is tokens gained per forward that sampled for it.
+
+    `num_host_tokens` came back from host memory, at its start or after a preemption.
+    """
 
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
+    num_host_tokens: int = 0
     num_forced_tokens: int = 0
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0

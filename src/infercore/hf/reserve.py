@@ -65,7 +65,7 @@ def reserve_spare(shares: Seq[Share]) -> Work:
 
 
 def _slots(scheduler: Scheduler, state: RequestState, count: int, *, last_resort: bool) -> npt.NDArray[np.int64] | None:
-    """`count` slots for `state`, or None. As a last resort younger requests are preempted, then this one itself."""
+    """`count` slots for `state`, or None. As a last resort others give up theirs, then this one itself."""
     running = scheduler.running
     while True:
         assert state.sequence is not None
@@ -74,6 +74,8 @@ def _slots(scheduler: Scheduler, state: RequestState, count: int, *, last_resort
         except OutOfPages as error:
             if not last_resort:
                 return None
+            if scheduler.call_off():
+                continue
             victim = running[-1]
             if victim is state and len(running) == 1:
                 state.fail(error)  # nobody else holds pages that could be taken: the caller does

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from infercore.hf.state import RequestState
-from infercore.radix import PrefixCache
+from infercore.radix import PrefixCache, Sequence
+from infercore.radix.host import Arrival
 
 WORTH_WAITING = 16  # tokens: rows that a request must save to let a step pass without it, if pages are smaller
 
@@ -22,12 +23,23 @@ class Share:
     samples: bool
 
 
+@dataclass(slots=True)
+class Landing:
+    """A request whose prefix is on its way back from host memory; it runs when the copies have ended."""
+
+    state: RequestState
+    arrival: Arrival
+
+
 class Scheduler:
     """Waiting and running requests, first come first served.
 
     A request waits while pages are short, or while a running one is computing a prefix that both share. A running one
     is preempted, youngest first, when an older one needs its pages; it goes to the head of the queue and finds most of
     its tokens in the prefix cache when it resumes.
+
+    Where the cache has a host tier, a request whose prefix goes on there is between the two: its prefix is copied while
+    the others run, and it joins them when that has ended, or at once where nobody runs.
     """
 
     def __init__(self, cache: PrefixCache, *, max_running: int) -> None:
@@ -35,24 +47,69 @@ class Scheduler:
         self.max_running = max_running
         self.waiting: deque[RequestState] = deque()
         self.running: list[RequestState] = []
+        self.landing: list[Landing] = []
 
     def admit(self) -> None:
         """Move waiting requests to the running ones while they fit."""
-        while self.waiting and len(self.running) < self.max_running:
+        for landing in [landing for landing in self.landing if landing.arrival.is_ready]:
+            self._land(landing)
+        self._admit_waiting()
+        if not self.running and self.landing:
+            self._land(self.landing[0])  # the device waits for the copies, the host does not
+
+    def _admit_waiting(self) -> None:
+        while self.waiting and len(self.running) + len(self.landing) < self.max_running:
             state = self.waiting[0]
             if self._prefix_in_progress(state):
                 return
             sequence = self.cache.open(state.tokens[: state.num_reusable], namespace=state.request.namespace)
             new_tokens = state.num_tokens - sequence.num_tokens
             pages = -(-(sequence.num_tokens + new_tokens) // self.cache.page_size) - sequence.num_pages
-            if self.running and pages + len(self.running) > self.cache.num_available_pages:
+            others = len(self.running) + len(self.landing)
+            if others and pages + others > self.cache.num_available_pages:
                 sequence.close(insert=False)  # a page for each running request stays free, else it is preempted at once
                 return
+            arrival = self._fetch(state, sequence)
             self.waiting.popleft()
-            state.sequence = sequence
-            if state.stats.num_forwards == 0:
-                state.stats.num_reused_tokens = min(sequence.num_tokens, state.num_prompt)
-            self.running.append(state)
+            if arrival is not None:
+                self.landing.append(Landing(state, arrival))
+            else:
+                self._start(state, sequence)
+
+    def _fetch(self, state: RequestState, sequence: Sequence) -> Arrival | None:
+        if self.cache.host is None:
+            return None
+        try:
+            return self.cache.host.fetch(sequence, state.tokens[: state.num_reusable])
+        except BaseException:
+            sequence.close(insert=False)
+            raise
+
+    def _land(self, landing: Landing) -> None:
+        """Let a request run whose prefix has come back, or is about to: the device waits for it then."""
+        num_tokens = landing.arrival.finish()
+        self.landing.remove(landing)
+        landing.state.stats.num_host_tokens += num_tokens
+        self._start(landing.state, landing.arrival.sequence)
+
+    def call_off(self) -> bool:
+        """Let the youngest request whose prefix is coming back wait again without; False if there is none.
+
+        Its pages are free then, for whoever runs.
+        """
+        if not self.landing:
+            return False
+        landing = self.landing.pop()
+        landing.arrival.cancel()
+        landing.arrival.sequence.close(insert=False)
+        self.waiting.appendleft(landing.state)
+        return True
+
+    def _start(self, state: RequestState, sequence: Sequence) -> None:
+        state.sequence = sequence
+        if state.stats.num_forwards == 0:
+            state.stats.num_reused_tokens = min(sequence.num_tokens, state.num_prompt)
+        self.running.append(state)
 
     def shares(self, max_rows: int) -> list[Share]:
         """Rows for this step: whoever decodes first, then prefill chunks in order while the budget lasts."""
@@ -107,11 +164,15 @@ class Scheduler:
 
     def remove(self, state: RequestState) -> None:
         """Forget a finished request, wherever it is. Copies of its prompt that waited for its prefill go on alone."""
+        for landing in [landing for landing in self.landing if landing.state is state]:
+            self.landing.remove(landing)
+            landing.arrival.cancel()
+            landing.arrival.sequence.close(insert=False)
         if state in self.running:
             self.running.remove(state)
         elif state in self.waiting:
             self.waiting.remove(state)
-        for other in (*self.running, *self.waiting):
+        for other in (*self.running, *self.waiting, *(landing.state for landing in self.landing)):
             if state in other.followers:
                 other.followers.remove(state)
         if state.followers:
@@ -120,13 +181,17 @@ class Scheduler:
             self.waiting.appendleft(heir)
 
     def _prefix_in_progress(self, state: RequestState) -> bool:
-        """A running request is about to compute pages of this one's prompt that the cache lacks, enough to wait for."""
+        """Pages of this one's prompt that the cache lacks, enough to wait for, are about to be there.
+
+        A running request computes them, or they come back from the host.
+        """
         known, page_size = -1, self.cache.page_size
-        for other in self.running:
-            if other.num_to_compute <= 1 or other.request.namespace != state.request.namespace:
+        soon = [(other, other.num_tokens) for other in self.running if other.num_to_compute > 1]
+        soon += [(each.state, each.arrival.sequence.num_tokens + each.arrival.num_tokens) for each in self.landing]
+        for other, count in soon:
+            if other.request.namespace != state.request.namespace:
                 continue
-            assert other.sequence is not None
-            length = min(state.num_reusable, other.num_tokens)
+            length = min(state.num_reusable, count)
             differs = state.tokens[:length] != other.tokens[:length]
             common = int(np.argmax(differs)) if differs.any() else length
             if common < page_size:

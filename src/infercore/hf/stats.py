@@ -25,6 +25,7 @@ class EngineStats:
     num_requests: int = 0
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
+    num_host_tokens: int = 0
     num_output_tokens: int = 0
     num_forced_tokens: int = 0
     num_drafted_tokens: int = 0
@@ -79,6 +80,7 @@ class EngineStats:
         self.num_requests += 1
         self.num_prompt_tokens += stats.num_prompt_tokens
         self.num_reused_tokens += stats.num_reused_tokens
+        self.num_host_tokens += stats.num_host_tokens
         self.num_output_tokens += num_output_tokens
         self.num_forced_tokens += stats.num_forced_tokens
         self.num_drafted_tokens += stats.num_drafted_tokens
