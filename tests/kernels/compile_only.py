@@ -89,13 +89,15 @@ def write_kv(capability: int):
 def move_kv(capability: int):
     types = {"src_ptr": "*bf16", "dst_ptr": "*bf16", "src_slots_ptr": "*i64", "dst_slots_ptr": "*i64"}
     kernel = _module("move_kv")._copy_slots_kernel
-    together = _module("move_kv", "triton_layers")._move_slots_kernel
+    layers = _module("move_kv", "triton_layers")
+    together, few = layers._move_slots_kernel, layers._move_few_kernel
     return (
         *(
             compile_kernel(kernel, capability, types, {"WIDTH": 1024, "BLOCK": 1024, "GATHER": g})
             for g in (True, False)
         ),
         compile_kernel(together, capability, {"table_ptr": "*i64", "moves_ptr": "*i64"}, {"BLOCK": 256}, num_stages=1),
+        compile_kernel(few, capability, {"table_ptr": "*i64"}, {"BLOCK": 256}, num_stages=1),
     )
 
 

@@ -39,6 +39,24 @@ def test_moves_read_everything_before_they_write() -> None:
     pool.move_slots(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
+def test_gathered_moves_are_made_in_one_go_or_before_a_source_is_poisoned() -> None:
+    pool = KVPool(4, 4)
+    k, _ = pool.layer(0, torch.zeros(1, 1, 1), torch.zeros(1, 1, 1))
+    k.view(-1).copy_(torch.arange(16))
+    pool.gather_moves()
+    pool.move_slots(np.asarray([5, 6]), np.asarray([4, 5]))
+    pool.move_slots(np.asarray([14]), np.asarray([8]))
+    assert k.view(-1).tolist() == list(range(16))
+    pool.poison_pages(np.asarray([3], np.int32))
+    assert k.view(-1)[:12].tolist() == [0, 1, 2, 3, 5, 6, 6, 7, 14, 9, 10, 11]
+    pool.move_slots(np.asarray([6]), np.asarray([7]))
+    assert k.view(-1)[7] == 7
+    pool.move_gathered()
+    assert k.view(-1)[7] == 6
+    pool.move_slots(np.asarray([0]), np.asarray([1]))
+    assert k.view(-1)[1] == 0
+
+
 def test_a_mover_of_all_layers_is_asked_first_and_made_anew_when_a_layer_came() -> None:
     made, moved = [], []
 

@@ -99,3 +99,13 @@ def fill_padding(
         row_starts[seq + 1] = num_rows
         context_lens[seq] = 0
         num_causal_rows[seq] = 0
+
+
+@no_type_check
+@compiled_in_place
+def holds_all_bits(words, count, mask):
+    """Whether one of the first `count` words, which are unsigned, has every bit of `mask`."""
+    for i in range(count):
+        if words[i] & mask == mask:
+            return True
+    return False

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from infercore.hf import _compiled
+
 _WIDEST = 8  # bytes of a logit
 # Of a logit's bits, those that are all set in NaN and infinity; numpy has no bfloat16.
 _EXPONENTS: dict[torch.dtype, tuple[type[np.unsignedinteger], int]] = {
@@ -38,6 +40,7 @@ class Choices:
         bytes_ = self._host.numpy()
         self._host_tokens: npt.NDArray[np.int64] = bytes_[first:].view(np.int64)
         self._host_best = {dtype: bytes_[:first].view(of) for dtype, (of, _) in _EXPONENTS.items()}
+        self._masks = {dtype: of(mask) for dtype, (of, mask) in _EXPONENTS.items()}
         self._parts: dict[int, tuple[Tensor, Tensor]] = {}
         self._is_read = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         self._fetched: tuple[int, torch.dtype] = 0, torch.float32
@@ -61,13 +64,16 @@ class Choices:
             self._is_read.record()
         self._fetched = count, dtype
 
-    def read(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    def read(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_] | None]:
         """The tokens that `fetch` brings, once they are here, and which of them are none: their rows are not finite.
 
-        Both hold until the next `fetch`.
+        None where all are tokens. Both hold until the next `fetch`.
         """
         if self._is_read is not None:
             self._is_read.synchronize()
         count, dtype = self._fetched
-        mask = _EXPONENTS[dtype][1]
-        return self._host_tokens[:count], (self._host_best[dtype][:count] & mask) == mask
+        best, mask = self._host_best[dtype], self._masks[dtype]
+        is_bad = None
+        if _compiled.holds_all_bits(best, count, mask):
+            is_bad = (best[:count] & mask) == mask
+        return self._host_tokens[:count], is_bad

@@ -84,14 +84,13 @@ class ChosenTokens:
         """What `launch` chose for these turns, once it is there: as `choose` gives it."""
         ids, is_bad = self.choices.read()
         outcomes: list[Verdict | Exception | None] = [None] * len(turns)
-        any_bad = bool(is_bad.any())
         members, targets = [], []
         for i, turn in enumerate(turns):
             if not turn.samples:
                 continue
             first = turn.first_row + turn.num_known
             stop = first + 1 + turn.tree.num_nodes
-            if any_bad and is_bad[first:stop].any():
+            if is_bad is not None and is_bad[first:stop].any():
                 outcomes[i] = bad_row_error()
             else:
                 members.append(i)

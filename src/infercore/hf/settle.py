@@ -13,13 +13,22 @@ from infercore.hf.request import Event, TokenEvent
 from infercore.hf.scheduler import Scheduler
 from infercore.hf.state import RequestState
 from infercore.hf.stats import EngineStats
+from infercore.radix import KVPool
 from infercore.speculative import Verdict
 
 Outcomes = Seq[Verdict | Exception | None]
 
 
-def settle(scheduler: Scheduler, flight: Flight, outcomes: Outcomes) -> None:
+def settle(scheduler: Scheduler, pool: KVPool, flight: Flight, outcomes: Outcomes) -> None:
     """Append the chosen tokens, commit the rows that lead to them, and fork copies of finished prompts."""
+    pool.gather_moves()  # nobody takes pages meanwhile
+    try:
+        _settle(scheduler, flight, outcomes)
+    finally:
+        pool.move_gathered()
+
+
+def _settle(scheduler: Scheduler, flight: Flight, outcomes: Outcomes) -> None:
     for turn, outcome in zip(flight.turns, outcomes, strict=True):
         state, rows = turn.state, turn.rows
         state.source = None

@@ -94,7 +94,8 @@ class Stepper:
             bitmask = torch.full((1, -(-logits.shape[1] // 32)), -1, dtype=torch.int32, device=self.model.device)
             apply_token_bitmask_(logits, bitmask)
         self._chosen.launch([], logits.to(self.model.dtype))
-        self.pool.move_slots(np.zeros(1, np.int64), np.zeros(1, np.int64))  # within the page that nobody owns
+        for count in (1, 16):  # few and many of them, each onto itself
+            self.pool.move_slots(np.arange(count), np.arange(count))
 
     def recover(self) -> None:
         """Put right what an interrupted step left."""
@@ -223,7 +224,7 @@ class Stepper:
     def _learn(self, flight: Flight, outcomes: Outcomes, step_time_s: float) -> None:
         """What the next step needs to know: tokens, pages, and what drafters and controller make of the outcome."""
         lessons = lessons_of(flight.turns, outcomes)
-        settle(self.scheduler, flight, outcomes)
+        settle(self.scheduler, self.pool, flight, outcomes)
         if lessons:
             start = time.perf_counter()
             top_of = self._chosen.top_tokens if flight.on_device else partial(top_tokens_of, flight.logits)

@@ -49,6 +49,7 @@ class KVPool:
         self._poisoned = False
         self._make_mover = make_mover
         self._mover: tuple[int, SlotMover | None] | None = None
+        self._gathered: list[tuple[np.ndarray, np.ndarray]] | None = None
 
     def layer(
         self, layer_idx: int, k_like: "Tensor | None" = None, v_like: "Tensor | None" = None
@@ -90,11 +91,28 @@ class KVPool:
         """Copy rows `src` to rows `dst` in every layer, as if all were read before any is written."""
         if len(src) == 0:
             return
+        if self._gathered is not None:
+            self._gathered.append((src, dst))
+            return
         if self._moved_together(src, dst):
             return
         for tensor, at in self._each_tensor(np.stack([src, dst])):
             rows = tensor.view(-1, *tensor.shape[2:])
             rows[at[1]] = rows[at[0]]  # indexing on the right makes a copy first, so overlaps are safe
+
+    def gather_moves(self) -> None:
+        """Put off moves until `move_gathered`: those of several sequences then take one launch.
+
+        Until then none of them may touch a slot of another, nor anyone read or write these slots.
+        """
+        self._gathered = []
+
+    def move_gathered(self) -> None:
+        """Make the moves that were asked for since `gather_moves`."""
+        gathered, self._gathered = self._gathered, None
+        if gathered:
+            src, dst = zip(*gathered, strict=True)
+            self.move_slots(np.concatenate(src), np.concatenate(dst))
 
     def zero_pages(self, page_ids: Int32[np.ndarray, "n"]) -> None:
         """Zero pages that are handed out, if this pool does that (see `zero_on_alloc`)."""
@@ -104,6 +122,9 @@ class KVPool:
 
     def poison_pages(self, page_ids: Int32[np.ndarray, "n"]) -> None:
         """Fill freed pages with NaN, so that whoever still reads them is found out. For tests."""
+        if self._gathered:
+            self.move_gathered()  # some of these pages are sources
+            self.gather_moves()
         self._poisoned = True
         for tensor, at in self._each_tensor(page_ids.astype(np.int64)):
             tensor[at] = float("nan")

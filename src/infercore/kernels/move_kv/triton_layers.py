@@ -16,6 +16,7 @@ from torch import Tensor
 
 _WORD = 4  # bytes that are copied at a time
 _BLOCK = 256
+_FEW = 4  # moves that are passed as arguments
 
 
 @triton.jit(do_not_specialize=["count", "num_tensors"])
@@ -38,6 +39,32 @@ def _move_slots_kernel(
         tl.store(pages_ptr + dst * words + word, moved, mask=inside)
 
 
+@triton.jit(do_not_specialize=["num_tensors", "src0", "dst0", "src1", "dst1", "src2", "dst2", "src3", "dst3"])
+@typing.no_type_check
+def _move_few_kernel(
+    table_ptr,  # as above
+    num_tensors,
+    src0,
+    dst0,
+    src1,
+    dst1,
+    src2,
+    dst2,
+    src3,
+    dst3,  # moves that are too many: slot 0, which nobody owns, onto itself
+    BLOCK: tl.constexpr,
+):
+    tensor = tl.program_id(0)
+    words = tl.load(table_ptr + num_tensors + tensor)  # int64, and so the offsets below
+    pages_ptr = tl.load(table_ptr + tensor).to(tl.pointer_type(tl.int32))
+    word = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = word < words
+    tl.store(pages_ptr + dst0 * words + word, tl.load(pages_ptr + src0 * words + word, mask=inside), mask=inside)
+    tl.store(pages_ptr + dst1 * words + word, tl.load(pages_ptr + src1 * words + word, mask=inside), mask=inside)
+    tl.store(pages_ptr + dst2 * words + word, tl.load(pages_ptr + src2 * words + word, mask=inside), mask=inside)
+    tl.store(pages_ptr + dst3 * words + word, tl.load(pages_ptr + src3 * words + word, mask=inside), mask=inside)
+
+
 class SlotMover:
     """Moves slots in these tensors, `[num_pages, page_size, heads, dim]` each, contiguous, on one device."""
 
@@ -52,14 +79,24 @@ class SlotMover:
 
         Returns: False, having done nothing, where a destination is a source of a later move.
         """
+        count = len(src)
+        if count <= _FEW:  # no copy of the moves to the device: an accepted path is short
+            sources, targets = src.tolist(), dst.tolist()
+            if any(targets[i] in sources[i + 1 :] for i in range(count - 1)):
+                return False
+            rest = [0] * (_FEW - count)
+            moves = [slot for pair in zip(sources + rest, targets + rest, strict=True) for slot in pair]
+            with torch.cuda.device_of(self._table):  # type: ignore[no-untyped-call]
+                _move_few_kernel[self._grid](self._table, len(self._tensors), *moves, BLOCK=_BLOCK, num_stages=1)
+            return True
         if np.triu(dst[:, None] == src[None, :], 1).any():
             return False
-        moves = torch.from_numpy(np.stack([src, dst]))
+        both = torch.from_numpy(np.stack([src, dst]))
         if self._table.is_cuda:
-            moves = moves.pin_memory()
+            both = both.pin_memory()
         with torch.cuda.device_of(self._table):  # type: ignore[no-untyped-call]
             _move_slots_kernel[self._grid](
-                self._table, moves.to(self._table.device, non_blocking=True), len(src), len(self._tensors),
+                self._table, both.to(self._table.device, non_blocking=True), len(src), len(self._tensors),
                 BLOCK=_BLOCK, num_stages=1,
             )  # fmt: skip
         return True
