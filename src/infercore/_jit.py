@@ -12,11 +12,13 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, no_type_check
 
 import numpy as np
+import numpy.typing as npt
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -246,6 +248,18 @@ class Field(NamedTuple):
     columns: int = 0
 
 
+def _address(array: npt.NDArray[Any]) -> int:
+    """Where `array` begins: what `array.ctypes.data` says, in a quarter of the time."""
+    if array.size and array.flags.writeable:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return int(array.ctypes.data)
+
+
+@lru_cache
+def _dtypes(fields: tuple[Field, ...]) -> tuple[np.dtype[Any], ...]:
+    return tuple(np.dtype(field.dtype) for field in fields)
+
+
 _directories: "weakref.WeakValueDictionary[int, Directory]" = weakref.WeakValueDictionary()
 
 
@@ -262,7 +276,9 @@ class Directory:
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self._fields = tuple(fields)
+        self._dtypes = _dtypes(self._fields)
         self._entries = np.zeros((len(self._fields), 2), np.int64)
+        self._words = self._entries.reshape(-1).data  # items of a memoryview are set faster than those of an array
         self._shown: tuple[Any, ...] = (None,) * len(self._fields)
         self.handle: Any = self._entries.ctypes.data
         _directories[self.handle] = self
@@ -272,13 +288,15 @@ class Directory:
         if _reason:
             self.handle = arrays
             return
-        for entry, field, array, before in zip(self._entries, self._fields, arrays, self._shown, strict=True):
+        words, at = self._words, 0
+        for field, dtype, array, before in zip(self._fields, self._dtypes, arrays, self._shown, strict=True):
             if array is not before:
-                columns = (field.columns,) if field.columns else ()
-                assert array.shape[1:] == columns, field
-                assert array.dtype == field.dtype, field
+                assert array.shape[1:] == ((field.columns,) if field.columns else ()), field
+                assert array.dtype == dtype, field
                 assert array.flags.c_contiguous, field
-                entry[0], entry[1] = array.__array_interface__["data"][0], array.shape[0]
+                words[at] = _address(array)
+                words[at + 1] = array.shape[0]
+            at += 2
         self._shown = arrays
 
 

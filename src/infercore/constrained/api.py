@@ -6,7 +6,7 @@ from typing import Any
 
 from infercore.constrained.grammar import GrammarSpec
 from infercore.constrained.regex import full_match
-from infercore.constrained.schema import Order, Separators, Whitespace, check_schema
+from infercore.constrained.schema import Order, Separators, Whitespace, check_schema, check_source
 from infercore.constrained.schema.python_types import schema_of_type
 
 
@@ -51,9 +51,13 @@ def json_schema(
         schema = json.loads(schema)
     elif not isinstance(schema, dict | bool):
         schema = schema_of_type(schema)
-    check_schema(schema, ignore=frozenset(ignore))
     Separators.of(whitespace)
     if order not in ("any", "declared"):
         raise ValueError(f"order is {order!r}, expected 'any' or 'declared'")
-    source = json.dumps({"schema": schema, "whitespace": whitespace, "order": order, "ignore": sorted(ignore)})
+    try:
+        source = json.dumps({"schema": schema, "whitespace": whitespace, "order": order, "ignore": sorted(ignore)})
+    except TypeError:
+        check_schema(schema, ignore=frozenset(ignore))  # says where it is no JSON Schema
+        raise
+    check_source(source)
     return GrammarSpec("json_schema", source)

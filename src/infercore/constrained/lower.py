@@ -5,7 +5,7 @@ import json
 from infercore.constrained.grammar import GrammarSpec
 from infercore.constrained.machine import Machine
 from infercore.constrained.regex import RegexStates, alphabet, full_match
-from infercore.constrained.schema import lower_schema
+from infercore.constrained.schema import lower_source
 
 
 def lower(spec: GrammarSpec, machine: Machine) -> int:
@@ -20,14 +20,7 @@ def lower(spec: GrammarSpec, machine: Machine) -> int:
         end = machine.ret()
         return machine.node(free=[machine.literal(text.encode(), end) for text in json.loads(spec.source)])
     if spec.kind == "json_schema":
-        arguments = json.loads(spec.source)
-        return lower_schema(
-            arguments["schema"],
-            machine,
-            whitespace=arguments["whitespace"],
-            order=arguments["order"],
-            ignore=frozenset(arguments["ignore"]),
-        )
+        return lower_source(spec.source, machine)
     if spec.kind == "tool_calls":
         from infercore.constrained.envelope import lower_tool_calls  # it makes specs, too
 

@@ -86,6 +86,9 @@ class StateBlock(NamedTuple):
         return cls(nodes, edges, np.flatnonzero(edges[:, 2] < 0))
 
 
+_UNUSED = np.full(5120, -1, np.int32)
+
+
 class Machine:
     """States on demand, configs on demand.
 
@@ -112,15 +115,15 @@ class Machine:
         self.tables = Tables(
             header=np.zeros(c.HEADER_SIZE, np.int64),
             node=np.zeros((1024, 5), np.int32),
-            native_key=np.full((1024, 5), -1, np.int32),
-            native_hash=np.full(2048, -1, np.int32),
+            native_key=_UNUSED[:5120].reshape(1024, 5).copy(),
+            native_hash=_UNUSED[:2048].copy(),
             char_set=np.zeros(1024, np.int64),
             pending=np.zeros(1024, np.uint8),
             edges=np.zeros((512, 3), np.int32),
             free=np.zeros(1024, np.int32),
             specs=np.zeros((64, 6), np.int32),
             stacks=np.zeros((512, 3), np.int32),
-            stack_hash=np.full(1024, -1, np.int32),
+            stack_hash=_UNUSED[:1024].copy(),
             row_span=np.zeros((256, 3), np.int32),
             cells=np.zeros(8192, np.int32),
             wanted=np.zeros(64, np.int32),
@@ -128,15 +131,15 @@ class Machine:
             status=np.zeros(256, np.uint8),
             stay_set=np.zeros(256, np.int64),
             stay_room=np.zeros(256, np.int32),
-            stay_far=np.full(256, -1, np.int32),
+            stay_far=_UNUSED[:256].copy(),
             loops=np.zeros(256, np.int64),
             used=np.zeros(256, np.int64),
             twin=np.zeros(256, np.int32),
             twin_walk=np.zeros(256, np.int64),
-            distance=np.full(256, -1, np.int32),
+            distance=_UNUSED[:256].copy(),
             pairs_at=np.zeros(257, np.int64),
             pairs=np.zeros(2048, np.int64),
-            config_hash=np.full(512, -1, np.int32),
+            config_hash=_UNUSED[:512].copy(),
             work=np.zeros(1024, np.int64),
             pairs_out=np.zeros(1024, np.int64),
             seen=np.zeros(2048, np.int64),

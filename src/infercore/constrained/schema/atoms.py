@@ -55,6 +55,9 @@ class Forms:
 
     def of_all(self, literals: Iterable[Literal], type_: str) -> Form:
         """Form of a conjunction."""
+        literals = tuple(literals)
+        if len(literals) == 1:
+            return self.of(literals[0], type_)
         form = YES
         for literal in sorted(literals):
             form = self.both(form, self.of(literal, type_), type_)
@@ -66,6 +69,8 @@ class Forms:
         notes: alternatives carry ("note", ..) atoms that say which properties or items they evaluate, for an
             `unevaluated*` keyword above; only statements that hold make notes.
         """
+        if not notes and (known := self._forms.get((literal, type_))) is not None:
+            return known
         index, holds = literal
         schema = self.document.places[index].schema
         if isinstance(schema, bool):
@@ -141,6 +146,8 @@ class Forms:
         schema = place.schema
         if "$ref" in schema and place.draft <= 7:
             return self.of(_polar(self.document.resolve(schema["$ref"], place), holds), type_, notes=notes)
+        if holds and self._excludes(schema, type_):
+            return NO
         last = {"array": "unevaluatedItems", "object": "unevaluatedProperties"}.get(type_, "")
         if last not in schema or schema[last] in (True, {}) or last in self.document.ignore:
             form = self._all(self._keywords(place, type_, holds, notes, ""), type_, holds)
@@ -159,6 +166,15 @@ class Forms:
         if notes:
             return tuple(alternative | {("note", "all")} for alternative in joined)
         return self._strip(joined)
+
+    def _excludes(self, schema: Json, type_: str) -> bool:
+        """Whether `type` alone says no, as it most often does."""
+        if "type" not in schema or "type" in self.document.ignore:
+            return False
+        names = schema["type"]
+        if isinstance(names, str):
+            names = (names,)
+        return not (type_ in names or "any" in names or (type_ == "number" and "integer" in names))
 
     def _unevaluated(self, alternative: Alternative, type_: str, literal: Literal, pointer: str) -> Form:
         """What the rest must satisfy that no note of `alternative` names."""

@@ -162,7 +162,15 @@ class Context:
         """Whether something simple satisfies the schema at a place, as its keywords tell."""
         plain = self._plain.get(index)
         if plain is None:
-            plain = self._plain[index] = _is_plain(self.document.places[index].schema)
+            place = self.document.places[index]
+            schema = place.schema
+            self._plain[index] = False  # what a schema that refers to itself finds on the way
+            if isinstance(schema, dict) and "$ref" in schema and ANNOTATIONS.issuperset(schema.keys() - {"$ref"}):
+                target, holds = self.document.resolve(schema["$ref"], place)
+                plain = holds and self._is_plain(target)
+            else:
+                plain = _is_plain(schema)
+            self._plain[index] = plain
         return plain
 
     def is_impossible(self, type_: str, alternative: Alternative) -> bool:
@@ -295,7 +303,11 @@ def _range(alternative: Alternative) -> NumberRange:
     return NumberRange(least[0], least[1], most[0], most[1], multiples)
 
 
-_HARMLESS = ANNOTATIONS | {"type", "properties", "patternProperties", "items", "format", "maxLength", "maxItems"}
+_HARMLESS = (
+    ANNOTATIONS
+    | {"type", "properties", "patternProperties", "additionalProperties", "items", "format", "maxLength", "maxItems"}
+    | {"minLength", "minimum", "maximum"}
+)
 
 
 def _is_plain(schema: Json) -> bool:
@@ -304,6 +316,8 @@ def _is_plain(schema: Json) -> bool:
         return False
     kinds = schema.get("type", "object")
     if not set([kinds] if isinstance(kinds, str) else kinds) & {*TYPES, "integer"}:
+        return False
+    if {"minimum", "maximum"} <= schema.keys() or ("minLength" in schema and schema.keys() & {"maxLength", "format"}):
         return False
     bounds = [schema[bound] for bound in ("maxLength", "maxItems") if bound in schema]
     return all(isinstance(bound, int) and bound >= 0 for bound in bounds) and not (bounds and "format" in schema)

@@ -34,7 +34,7 @@ class StringStates:
         text = self.texts.combine(parts)
         if len(parts) == 1 and any(atom[0] == "pattern" and _LOOP.fullmatch(atom[1]) for atom in alternative):
             return self._quoted(text, low, high)  # can grow to any length
-        if text and low > self.machine.distance(text):
+        if text and low and low > self.machine.distance(text):  # a search, so only where it matters
             text = self.texts.combine([*parts, (self.texts.lengths(low, None), True)])
         if text == 0 or (high is not None and self.machine.distance(text) > high):
             return self.machine.node()
