@@ -5,9 +5,9 @@
                                                      and with both under the controller; outputs are compared
     python bench/eagle.py --head head --shapes       accept length by depth and width of the draft
 
-Greedy, batch 1, prefill included, prompts of `bench/speculative.py`, every contestant on each question in turn. One
-engine serves all of ours, its prefix cache emptied before each, and notes the head's features in all its steps; Hugging
-Face's generate has a copy of the model to itself.
+Greedy, batch 1, prefill included, prompts of `bench/speculative.py`, every contestant on each question in turn, prefix
+caches emptied before each. Plain decoding has an engine to itself, which notes no features; so has Hugging Face's
+generate, which takes one question in `--generate-every`: its column compares over these. On a GPU layers are fused.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from infercore.hf import EagleDrafter, Engine
 from infercore.speculative import SpeedController, SuffixDrafter, Union
 from speculative import commit, group_of, machine, prompt_ids, questions, show
 
-SIZES = (4, 8, 16, 32)
+SIZES = (8, 16, 32)
 SHAPES = ((3, 4, 4), (4, 4, 4), (4, 8, 8), (5, 4, 4), (5, 6, 6), (5, 8, 8), (6, 6, 6), (7, 4, 4), (8, 8, 8))
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--shape", type=int, nargs=3, default=(5, 6, 6), metavar=("DEPTH", "BRANCHING", "WIDTH"))
     parser.add_argument("--shapes", action="store_true", help="only accept lengths, by the shape of the draft")
-    parser.add_argument("--no-generate", action="store_true", help="leave Hugging Face out")
+    parser.add_argument("--generate-every", type=int, default=12, help="Hugging Face's questions; 0: leave it out")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no question later than this")
     parser.add_argument("--save", action="store_true", help="write the table to bench/results/")
     arguments = parser.parse_args()
@@ -65,7 +65,7 @@ class Bench:
         default = "bfloat16" if self.device.type == "cuda" else "float32"
         self.dtype = getattr(torch, arguments.dtype or default)
         self.model, self.tokenizer = self.load()
-        self.engine = Engine(self.model, self.tokenizer, num_pages=512, max_running=1)
+        self.plain, self.engine = (self.make_engine(model) for model in (self.load()[0], self.model))
         self.prompts = [(prompt_ids(self.tokenizer, q), group_of(q["category"])) for q in questions()]
         self.prompts = self.prompts[: arguments.questions]
 
@@ -79,6 +79,10 @@ class Bench:
             raise SystemExit("no model: run `infercore demo` once, or give --model")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype).eval().to(self.device)
         return model, AutoTokenizer.from_pretrained(folder)
+
+    def make_engine(self, model: Any) -> Engine:
+        fuse = self.device.type == "cuda"
+        return Engine(model, self.tokenizer, num_pages=512, max_running=1, fuse_layers=fuse)
 
     def eagle(self, shape: tuple[int, int, int] | None = None) -> EagleDrafter:
         depth, branching, width = shape or self.arguments.shape
@@ -95,11 +99,12 @@ class Bench:
         )
 
     def ours(self, prompt: list[int], drafter: Any, nodes: int, controller: Any = None) -> tuple[list[int], Any, float]:
-        self.engine.cache.clear()
-        self.engine.controller = controller
+        engine = self.engine if nodes else self.plain
+        engine.cache.clear()
+        engine.controller = controller
         self.wait()
         start = time.perf_counter()
-        (done,) = self.engine.generate(
+        (done,) = engine.generate(
             [prompt], max_new_tokens=self.arguments.new_tokens, drafter=drafter, max_draft_nodes=nodes
         )
         self.wait()
@@ -112,10 +117,12 @@ class Bench:
     def run(self) -> str:
         eagle, curve = self.eagle(), self.engine.cost_curve()
         contestants = make_contestants(eagle, curve)
-        peer = None if self.arguments.no_generate else self.load()[0]
+        every = self.arguments.generate_every
+        peer = self.load()[0] if every else None
         seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         gained: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
         differing: dict[str, int] = defaultdict(int)
+        beside: dict[str, float] = defaultdict(float)  # over Hugging Face's questions
         for question in questions()[-2:]:  # warm up, compile, capture
             prompt = prompt_ids(self.tokenizer, question)
             for drafter, nodes, controller in contestants.values():
@@ -130,16 +137,19 @@ class Bench:
             measured += 1
             outputs = {}
             names = list(contestants)
+            spent: dict[str, float] = {}
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 outputs[name], stats, took = self.ours(prompt, *contestants[name])
+                spent[name] = took
                 for key in ("all", group):
                     seconds[name][key] += took
                     gained[name][key][0] += len(outputs[name]) - 1
                     gained[name][key][1] += stats.num_sampling_forwards - 1
-            if peer is not None:
+            if peer is not None and number % every == 0:
                 outputs["HF generate"], took = self.generate(peer, prompt)
-                for key in ("all", group):
-                    seconds["HF generate"][key] += took
+                beside["HF generate"] += took
+                for name in names:
+                    beside[name] += spent[name]
             for name, output in outputs.items():
                 differing[name] += output != outputs["plain"]
         groups = [key for key in seconds["plain"] if key != "all"]
@@ -151,15 +161,21 @@ class Bench:
             + " | outputs unlike plain |",
             "| --- " * (5 + len(groups)) + "|",
         ]
-        for name in [*(["HF generate"] if peer is not None else []), *contestants]:
+        for name in contestants:
             over = {key: seconds["plain"][key] / seconds[name][key] for key in ("all", *groups)}
             length = {key: gained[name][key][0] / max(gained[name][key][1], 1) for key in ("all", *groups)}
-            over_peer = f"{seconds['HF generate']['all'] / seconds[name]['all']:.2f}" if peer is not None else ""
+            over_peer = f"{beside['HF generate'] / beside[name]:.1f}" if peer is not None else ""
             lines.append(
                 f"| {name} | {length['all']:.2f} | {over['all']:.2f} | {over_peer} | "
                 + " | ".join(f"{length[group]:.2f}, {over[group]:.2f}" for group in groups)
                 + f" | {differing[name]} |"
             )
+        if peer is not None:
+            differ, asked = differing["HF generate"], -(-measured // every)
+            lines += [
+                "",
+                f"Hugging Face took {asked} of the questions; its output is unlike our plain one's in {differ}.",
+            ]
         tokens = gained["plain"]["all"][0] + measured
         lines += ["", f"plain: {tokens / seconds['plain']['all']:.0f} tokens a second"]
         lines += ["", "```text", self.engine.report(), "```"]

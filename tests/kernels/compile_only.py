@@ -137,7 +137,29 @@ def linear_group(capability: int):
     )  # fmt: skip
 
 
+def expand_frontier(capability: int):
+    types = {
+        "logits_ptr": "*bf16", "values_ptr": "*fp32", "columns_ptr": "*i32", "sums_ptr": "*fp32",
+        "node_scores_ptr": "*fp32", "id_offsets_ptr": "*i64", "token_ids_ptr": "*i64", "scores_ptr": "*fp32",
+        "frontier_ptr": "*i64",
+    }  # fmt: skip
+    module, kernels = _module("expand_frontier"), []
+    for vocab, nodes in ((10_240, 6), (131_072, 1)):
+        block = 1024 if vocab <= module._SMALL_VOCAB else 4096
+        blocks = triton.cdiv(vocab, block)
+        shape = {"NODES": nodes, "BRANCHING": 6, "WIDTH": 6, "HAS_OFFSETS": nodes == 6}
+        pads = {"NODES_PAD": triton.next_power_of_2(nodes), "BLOCKS_PAD": triton.next_power_of_2(blocks),
+                "CANDIDATES_PAD": triton.next_power_of_2(6 * blocks), "CHILDREN_PAD": 8}  # fmt: skip
+        some = {"BRANCHING": 6, "BLOCK": block}
+        kernels += [
+            compile_kernel(module._best_of_blocks_kernel, capability, types, some, num_warps=block // 1024),
+            compile_kernel(module._join_blocks_kernel, capability, types, shape | pads, num_warps=4),
+        ]
+    return tuple(kernels)
+
+
 KERNELS = {
+    "expand_frontier": expand_frontier,
     "linear_group": linear_group,
     "verify_tree": verify_tree,
     "write_kv": write_kv,

@@ -9,6 +9,7 @@ from attention_problems import FEATURES, TOLERANCE
 
 from infercore.kernels import (
     apply_token_bitmask_,
+    expand_frontier,
     linear_group,
     move_kv,
     prepare,
@@ -155,3 +156,25 @@ def test_bans_and_accepted_paths_equal_the_reference():
     assert kept.num_accepted.tolist() == expected.num_accepted.tolist()
     assert kept.paths.tolist() == expected.paths.tolist()
     assert kept.next_token_ids.tolist() == expected.next_token_ids.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("batch", "nodes", "vocab"), [(1, 1, 10_240), (3, 6, 10_240), (2, 4, 128_256)])
+def test_a_draft_grows_as_in_float64(batch, nodes, vocab, dtype):
+    generator = torch.Generator().manual_seed(vocab + nodes)
+    logits = torch.stack([torch.randperm(vocab, generator=generator) for _ in range(batch * nodes)])
+    logits = (logits.view(batch, nodes, vocab).double() / vocab * 200).to(dtype)
+    scores = -torch.rand(batch, nodes, generator=generator)
+    offsets = torch.randperm(vocab, generator=generator)
+    got = expand_frontier(logits.cuda(), scores.cuda(), branching=6, width=5, id_offsets=offsets.cuda())
+    truth = scores.double()[..., None] + logits.double().log_softmax(-1)
+    best = truth.topk(6)
+    torch.testing.assert_close(got.scores.double().cpu(), best.values, atol=1e-4, rtol=0)
+    columns = got.token_ids.cpu() - offsets[best.indices]
+    if dtype is torch.float32:  # bfloat16 has equal ones
+        assert torch.equal(columns, best.indices)
+        assert torch.equal(got.frontier.cpu(), best.values.flatten(1).topk(5).indices)
+    lost = expand_frontier(torch.full_like(logits, float("nan")).cuda(), scores.cuda(), branching=6, width=5)
+    assert int(lost.token_ids.min()) >= 0
+    assert int(lost.token_ids.max()) < vocab
+    assert 0 <= int(lost.frontier.min()) <= int(lost.frontier.max()) < 6 * nodes

@@ -12,9 +12,10 @@ They take plain tensors and know nothing of caches, engines or models.
 Every op is a folder: `__init__.py` holds the contract and its checks, `reference.py` the specification in plain torch,
 `triton.py` the GPU kernel (imported only when it is used), `cpu.py` a faster CPU path where it matters. In reading
 order: `write_kv`, `move_kv`, `pack_pages`, `token_bitmask`, `verify_tree`, `linear`, `linear_group`, `tree_attention`,
-`paged_prefill`; `impl.py` says what `impl="auto"` picks.
+`paged_prefill`, `expand_frontier`; `impl.py` says what `impl="auto"` picks.
 """
 
+from infercore.kernels.expand_frontier import Expanded, expand_frontier
 from infercore.kernels.impl import Impl
 from infercore.kernels.linear import linear
 from infercore.kernels.linear_group import linear_group
@@ -28,11 +29,13 @@ from infercore.kernels.write_kv import write_kv
 
 __all__ = [
     "AcceptedPaths",
+    "Expanded",
     "Impl",
     "PagePacker",
     "PreparedRows",
     "apply_token_bitmask",
     "apply_token_bitmask_",
+    "expand_frontier",
     "linear",
     "linear_group",
     "move_kv",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Int32, Int64, Integer
 from torch import Tensor
@@ -20,7 +21,6 @@ from infercore.hf.heads.expand import Expansion, Shape
 from infercore.hf.heads.kv import HeadKV, below, causal
 from infercore.speculative import DraftModelDrafter, DraftRequest, TokenTree
 
-_MAX_NEW = 16  # entries of one request in a draft; what is more goes first, by itself
 _CHUNK = 512
 
 
@@ -43,6 +43,8 @@ class EagleDrafter:
         vocab_size: columns of the target's logits.
         max_depth: longest path. branching: children of a node. num_expanded: nodes of each depth that get children.
         cuda_graphs: None: on a GPU.
+        fuse_layers: put the head through torch.compile before it is captured: fewer kernels, and a first draft that
+            takes longer, once a machine.
     Source: Li et al. 2024, EAGLE (arXiv 2401.15077) and EAGLE-2 (arXiv 2406.16858), section 4; Li et al. 2025, EAGLE-3
         (arXiv 2503.01840).
     """
@@ -57,14 +59,18 @@ class EagleDrafter:
         branching: int = 6,
         num_expanded: int = 6,
         cuda_graphs: bool | None = None,
+        fuse_layers: bool = False,
     ) -> None:
         parameter = next(head.parameters())
         self.head = head
         self.feature_layers = feature_layers
         self._vocab_size = vocab_size
-        self._kv = HeadKV(head.config, parameter.dtype, parameter.device)
+        self._max_new = max(8, max_depth + 2)  # what an accepted draft brings goes in at once, behind what was the last
+        self._kv = HeadKV(
+            head.config, parameter.dtype, parameter.device, feature_size=head.feature_size, max_new=self._max_new
+        )
         self._shape = Shape(max_depth, min(branching, head.config.draft_vocab_size), min(num_expanded, branching))
-        self._expansion = Expansion(head, self._kv, self._shape, cuda_graphs=cuda_graphs)
+        self._expansion = Expansion(head, self._kv, self._shape, cuda_graphs=cuda_graphs, fuse_layers=fuse_layers)
         self._few_rows = FewRows(head)
         self._seen: dict[int, _Seen] = {}
         self._drawn = DraftModelDrafter(
@@ -107,7 +113,7 @@ class EagleDrafter:
         trees = [TokenTree.empty()] * len(requests)
         ready = [i for i, request in enumerate(requests) if request.max_nodes > 0 and self._is_known(request)]
         drawn = [i for i in ready if requests[i].temperature > 0 and requests[i].generator is not None]
-        chosen = [i for i in ready if i not in set(drawn)]
+        chosen = [i for i in ready if i not in drawn]
         with torch.no_grad():
             for members, propose in ((drawn, self._drawn.propose), (chosen, self._choose)):
                 if members:
@@ -125,15 +131,22 @@ class EagleDrafter:
         texts: Sequence[Integer[np.ndarray, "_"]],
     ) -> None:
         """Keep the features of what was accepted; long ones go through the head at once."""
-        index = torch.from_numpy(np.concatenate(rows)).to(features.device, non_blocking=True)
-        parts = torch.split(features.index_select(0, index), [len(some) for some in rows])
-        for request_id, first, part, text in zip(request_ids, first_positions, parts, texts, strict=True):
+        few: list[tuple[int, int, npt.NDArray[np.int64]]] = []
+        for request_id, first, some, text in zip(request_ids, first_positions, rows, texts, strict=True):
             seen = self._seen.get(request_id)
             if seen is None:
                 seen = self._seen[request_id] = _Seen(self._kv.open(), first)
-            seen.add(first, part)
-            if seen.num_new > 4 * _MAX_NEW:
+            seen.begin_at(first)
+            if seen.more is None and seen.num_new + len(some) <= self._max_new:
+                few.append((seen.slot, seen.num_new, some))
+                seen.num_new += len(some)
+            else:
+                added = features.index_select(0, torch.from_numpy(some).to(features.device))
+                seen.more = torch.cat([self._new(seen), added])
+                seen.num_new = len(seen.more)
                 self._absorb(seen, np.asarray(text), leave=1)
+        if few:
+            self._kv.wait(few, features)
 
     def commit(
         self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
@@ -145,7 +158,7 @@ class EagleDrafter:
         seen = self._seen.get(request_id)
         if seen is not None:
             self.close(new_request_id)
-            copy = _Seen(self._kv.open(), seen.first, seen.length, list(seen.new))
+            copy = _Seen(self._kv.open(), seen.first, seen.length, seen.num_new, seen.more)
             self._kv.copy(seen.slot, copy.slot)
             self._seen[new_request_id] = copy
 
@@ -160,30 +173,30 @@ class EagleDrafter:
 
     def _choose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """The likeliest nodes: one call over the batch, one copy to the host."""
-        seen = self._refreshable(requests)
-        self._kv.reserve(max(each.length + each.num_new for each in seen) + self._shape.num_entries)
+        seen = [self._seen[request.request_id] for request in requests]
+        for each, request in zip(seen, requests, strict=True):
+            if each.more is not None:
+                self._absorb(each, request.token_ids, leave=1)
         with self._few_rows.during(len(seen) * self._shape.width):
             token_ids, parents, scores = self._expansion.run(
                 [each.slot for each in seen],
                 [each.length for each in seen],
                 [each.first for each in seen],
-                [torch.cat(each.new) if len(each.new) > 1 else each.new[0] for each in seen],
-                [_next_tokens(each, request) for each, request in zip(seen, requests, strict=True)],
+                [
+                    request.token_ids[each.first + each.length + 1 :]
+                    for each, request in zip(seen, requests, strict=True)
+                ],
             )
         for each in seen:
-            each.refreshed()
+            each.length, each.num_new = each.length + each.num_new - 1, 1
         return [
             TokenTree(ids, above, None, chances).best(request.max_nodes)
             for ids, above, chances, request in zip(token_ids, parents, scores, requests, strict=True)
         ]
 
-    def _refreshable(self, requests: Sequence[DraftRequest]) -> list["_Seen"]:
-        """What was seen of them, all but the last few entries in the cache."""
-        seen = [self._seen[request.request_id] for request in requests]
-        for each, request in zip(seen, requests, strict=True):
-            if each.num_new > _MAX_NEW:
-                self._absorb(each, request.token_ids, leave=1)
-        return seen
+    def _new(self, seen: "_Seen") -> Tensor:
+        """Features that are not in the cache yet, `[num_new, columns]`."""
+        return self._kv.waiting[seen.slot, : seen.num_new] if seen.more is None else seen.more
 
     def _absorb(self, seen: "_Seen", text: Integer[np.ndarray, "_"], *, leave: int) -> None:
         """Put new entries of one request whose next token is known into the cache, all but the last `leave`."""
@@ -191,7 +204,7 @@ class EagleDrafter:
         count = min(seen.num_new - leave, len(text) - 1 - start)
         if count <= 0:
             return
-        features = torch.cat(seen.new)
+        features = self._new(seen)
         device = features.device
         self._kv.reserve(seen.length + count)
         tokens = torch.from_numpy(np.ascontiguousarray(text[start + 1 : start + 1 + count], np.int64)).to(device)
@@ -206,52 +219,44 @@ class EagleDrafter:
                 hidden = self.head.project(features[None, at : at + some])
                 self.head(tokens[None, at : at + some], hidden, positions, partial(self._kv.attend, places))
         seen.length += count
-        seen.new = [features[count:]]
+        seen.num_new -= count
+        if seen.num_new > self._max_new:
+            seen.more = features[count:]
+        else:
+            self._kv.waiting[seen.slot, : seen.num_new] = features[count:].clone()
+            seen.more = None
 
 
 @dataclass(slots=True)
 class _Seen:
-    """One request. Entries of `length` tokens from position `first` on are in the cache; `new` is still to come.
+    """One request. Entries of `length` tokens from position `first` on are in the cache; `num_new` are still to come.
 
-    The last feature stays in `new`: its entry depends on the token after it, which each draft brings anew.
+    Features of those wait in the cache's own memory, or, where they are too many for it, in `more`. An entry depends on
+    the token behind its feature: the last one stays, and comes with each draft anew.
     """
 
     slot: int
     first: int
     length: int = 0
-    new: list[Tensor] = field(default_factory=list)
+    num_new: int = 0
+    more: Tensor | None = None
     outputs: list[Tensor] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
-
-    @property
-    def num_new(self) -> int:
-        return sum(len(part) for part in self.new)
 
     @property
     def end(self) -> int:
         """The first position that nothing is known of."""
         return self.first + self.length + self.num_new
 
-    def add(self, position: int, features: Tensor) -> None:
-        if position < self.first or position > self.end:
-            self.first, self.length, self.new = position, 0, []
+    def begin_at(self, position: int) -> None:
+        """Forget what is known from `position` on; all of it where there would be a gap."""
+        if not self.first <= position <= self.end:
+            self.first, self.length, self.num_new, self.more = position, 0, 0, None
         elif position < self.end:
             kept = position - self.first
-            if kept <= self.length:
-                self.length, self.new = kept, []
-            else:
-                self.new = [torch.cat(self.new)[: kept - self.length]]
-        self.new.append(features)
-
-    def refreshed(self) -> None:
-        """All entries but the last are in the cache now."""
-        self.length += self.num_new - 1
-        self.new = [self.new[-1][-1:]]
-
-
-def _next_tokens(seen: _Seen, request: DraftRequest) -> Int64[np.ndarray, "_"]:
-    start = seen.first + seen.length + 1
-    return np.asarray(request.token_ids[start:], np.int64)
+            self.length, self.num_new = min(kept, self.length), max(kept - self.length, 0)
+            if self.more is not None:
+                self.more = self.more[: self.num_new] if self.num_new else None
 
 
 def _feature_layers(config: HeadConfig, head: EagleHead, num_layers: int) -> tuple[int, ...]:
@@ -295,7 +300,7 @@ class _OneDepth:
     def _extend(self, seen: _Seen, text: Integer[np.ndarray, "_"], tree: TokenTree) -> None:
         """Outputs of the root's entry and of the tree's nodes, as far as they are not there."""
         drafter, head = self._drafter, self._drafter.head
-        feature = seen.new[-1][-1:]
+        feature = drafter._new(seen)[-1:]
         device = feature.device
         first = len(seen.outputs)  # the root's is the first
         rows = list(range(max(first - 1, 0), tree.num_nodes))

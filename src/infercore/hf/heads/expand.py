@@ -1,26 +1,26 @@
 """`Expansion`: a whole greedy draft as one function of tensors of fixed shapes, and on a GPU as one CUDA graph.
 
-The shapes are fixed by the number of requests, of new entries and the length of the cache, each rounded up to a bucket.
-All candidates of all depths go to the host in one copy; it keeps the best of them.
+The shapes are fixed by the number of requests and the length of the cache, each rounded up to a bucket. All candidates
+of all depths go to the host in one copy; it keeps the best of them.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 
 from infercore.hf.heads.eagle import EagleHead
-from infercore.hf.heads.kv import HeadKV, below, buckets, causal, pad
+from infercore.hf.heads.kv import HeadKV, below, buckets, causal
+from infercore.kernels import expand_frontier
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
-_NEW = (8, 16)
 _FIRST_GRAPH_LENGTH = 512  # shorter ones cost a GPU the same, and a graph each
-_log = logging.getLogger(__name__)
 
 Candidates = tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], list[npt.NDArray[np.float32]]]
 """Per request the tokens, parents and scores of every candidate, parents first."""
@@ -52,116 +52,140 @@ class Expansion:
 
     Args:
         cuda_graphs: None: on a GPU.
+        fuse_layers: compile what is captured.
     """
 
-    def __init__(self, head: EagleHead, kv: HeadKV, shape: Shape, *, cuda_graphs: bool | None) -> None:
+    def __init__(
+        self, head: EagleHead, kv: HeadKV, shape: Shape, *, cuda_graphs: bool | None, fuse_layers: bool = False
+    ) -> None:
         self._head, self._kv, self._shape = head, kv, shape
-        parameter = next(head.parameters())
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self._device = next(head.parameters()).device
         on_gpu = self._device.type == "cuda"
-        if cuda_graphs and not on_gpu:
+        if (cuda_graphs or fuse_layers) and not on_gpu:
             raise ValueError(
-                f"cuda_graphs is True, but the head is on {self._device}; move it to a GPU, or leave it out"
+                f"{'cuda_graphs' if cuda_graphs else 'fuse_layers'} is True, but the head is on {self._device}; move "
+                "it to a GPU, or leave it out"
             )
         self._uses_graphs = on_gpu if cuda_graphs is None else cuda_graphs
-        self._replays: dict[tuple[int, int, int], _Captured] = {}
+        self._replays: dict[tuple[int, int], _Captured] = {}
         self._generation = kv.generation
         self._parents = self._parents_of_candidates()
+        entry = np.arange(shape.num_entries)
+        depth = entry // shape.width
+        self._first_of_depth = np.where(depth, shape.branching + (depth - 1) * shape.width * shape.branching, 0)
+        self._depths = [torch.tensor(depth, device=self._device) for depth in range(shape.depth)]
+        self._offsets = torch.arange(shape.width, device=self._device)
+        self._first_outputs: Callable[..., Any] = self._of_new_entries
+        self._next_outputs: Callable[..., Any] = self._of_frontier
+        if fuse_layers:
+            self._first_outputs, self._next_outputs = (
+                torch.compile(part, fullgraph=True) for part in (self._of_new_entries, self._of_frontier)
+            )
 
     def run(
         self,
         slots: Sequence[int],
         lengths: Sequence[int],
         first_positions: Sequence[int],
-        features: Sequence[Tensor],
-        next_tokens: Sequence[npt.NDArray[np.int64]],
+        next_tokens: Sequence[Integer[np.ndarray, "_"]],
     ) -> Candidates:
-        """Candidates of each request, whose new entries go into the cache.
+        """Candidates of each request, whose waiting features go into the cache.
 
         Args:
             lengths: entries in the cache. first_positions: of the first of them.
-            features: `[new, columns]` each. next_tokens: `[new]` each, the token behind each feature.
+            next_tokens: `[new]` each, the token behind each feature that waits.
         """
-        counts = [len(some) for some in next_tokens]
-        needed = max(length + count for length, count in zip(lengths, counts, strict=True)) + self._shape.num_entries
-        batch, new = _fitting(_BATCHES, len(slots)), _fitting(_NEW, max(counts))
-        if not self._uses_graphs:
-            batch, new = len(slots), max(counts)
+        max_new = self._kv.waiting.shape[1]
+        needed = max(lengths) + max_new + self._shape.num_entries
+        batch = _fitting(_BATCHES, len(slots)) if self._uses_graphs else len(slots)
         length = buckets(needed, _FIRST_GRAPH_LENGTH) if self._uses_graphs else buckets(needed)
         self._kv.reserve(length)
-        numbers = np.zeros((batch, 4 + new), np.int64)
-        numbers[:, 0] = pad(slots, batch, 0)
-        numbers[:, 1] = pad(lengths, batch, 0)
-        numbers[:, 2] = pad(first_positions, batch, 0)
-        numbers[:, 3] = pad(counts, batch, 1)
+        numbers = np.zeros((batch, 4 + max_new), np.int64)
+        numbers[:, 3] = 1
         for row, tokens in enumerate(next_tokens):
+            numbers[row, :4] = slots[row], lengths[row], first_positions[row], len(tokens)
             numbers[row, 4 : 4 + len(tokens)] = tokens
-        out = self._call(batch, new, length, torch.from_numpy(numbers), features).cpu().numpy()
-        return self._candidates(out, len(slots))
+        return self._candidates(self._call(batch, length, numbers), len(slots))
 
-    def _call(self, batch: int, new: int, length: int, numbers: Tensor, features: Sequence[Tensor]) -> Tensor:
+    def _call(self, batch: int, length: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         if not self._uses_graphs:
-            given = torch.zeros(batch, new, self._head.feature_size, dtype=self._dtype, device=self._device)
-            for row, some in enumerate(features):
-                given[row, : len(some)] = some
-            return self._draft(numbers.to(self._device), given, length)
+            return self._draft(torch.from_numpy(numbers).to(self._device), length).cpu().numpy()
         if self._generation != self._kv.generation:
             self._replays.clear()
             self._generation = self._kv.generation
-        key = (batch, new, length)
-        captured = self._replays.get(key)
+        captured = self._replays.get((batch, length))
         if captured is None:
-            draft, columns = partial(self._draft, length=length), self._head.feature_size
-            captured = _Captured(draft, (batch, 4 + new), (batch, new, columns), self._dtype, self._device)
-            self._replays[key] = captured
-        return captured(numbers, features)
+            captured = self._replays[batch, length] = _Captured(partial(self._draft, length=length), numbers)
+        return captured(numbers)
 
-    def _draft(self, numbers: Tensor, features: Tensor, length: int) -> Tensor:
-        """`[batch, 3, candidates]` in float64: tokens, rank of the parent in the frontier above, cumulative chance."""
-        slots, starts, first, counts = numbers[:, 0], numbers[:, 1], numbers[:, 2], numbers[:, 3]
+    def _draft(self, numbers: Tensor, length: int) -> Tensor:
+        """int32 `[batch, 2 * candidates + entries]`: the candidates' tokens, the bits of their float32 chances, and of
+        each entry its rank among the candidates of its depth.
+        """
+        shape = self._shape
+        hidden, logits = self._first_outputs(numbers, length)
+        expand = partial(expand_frontier, branching=shape.branching, width=shape.width, id_offsets=self._head.d2t)
+        children = expand(logits, torch.zeros_like(logits[..., 0], dtype=torch.float32))
+        out = [children]
+        batch = len(numbers)
+        hidden = hidden.repeat(1, shape.width, 1)  # as many rows as at every other depth
+        ancestors = numbers.new_zeros(batch, shape.width, max(shape.depth - 1, 1))
+        for depth in range(1, shape.depth):
+            ids = children.token_ids.expand(-1, shape.width, -1).contiguous()
+            scores = children.scores.expand(-1, shape.width, -1).contiguous()
+            hidden, logits, above, ancestors = self._next_outputs(
+                numbers, hidden, ids, scores, children.frontier, ancestors, self._depths[depth], length
+            )
+            children = expand(logits, above)
+            out.append(children)
+        ids, chances = (torch.cat([each[part].flatten(1) for each in out], 1) for part in (0, 1))
+        ranks = [each.frontier for each in out[:-1]]
+        return torch.cat([ids.int(), chances.exp().view(torch.int32), *(rank.int() for rank in ranks)], 1)
+
+    def _of_new_entries(self, numbers: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The output of each request's last new entry, `[batch, 1, hidden]`, and its logits."""
+        slots, starts, first, counts = (numbers[:, i] for i in range(4))
         tokens = numbers[:, 4:]
-        head, shape = self._head, self._shape
-        batch, new = tokens.shape
+        head, new = self._head, tokens.shape[1]
         positions = (first + starts)[:, None] + torch.arange(new, device=tokens.device)
         places = causal(starts, counts, new, length, slots)
+        features, last = self._kv.waiting.index_select(0, slots), (counts - 1)[:, None]
         out = head(tokens, head.project(features), positions, partial(self._kv.attend, places))
-        root = out.gather(1, (counts - 1)[:, None, None].expand(-1, -1, out.shape[-1]))
-        ends = starts + counts
-        chances, ids = self._children(root)  # [batch, 1, branching]
-        scores = chances
-        all_ids, all_scores = [ids.flatten(1)], [scores.flatten(1)]
-        all_ranks = [torch.zeros_like(all_ids[0])]
-        hidden = root.expand(-1, shape.branching, -1)
-        ancestors = tokens.new_empty(batch, shape.branching, 0)
-        offsets = torch.arange(shape.width, device=tokens.device)
-        for depth in range(1, shape.depth):
-            best = scores.flatten(1).topk(shape.width)
-            rank = best.indices
-            parents = rank // ids.shape[2] if depth > 1 else torch.zeros_like(rank)
-            if depth > 1:
-                hidden, ancestors = _rows(hidden, parents), _rows(ancestors, parents)
-            else:
-                hidden, ancestors = hidden[:, : shape.width], ancestors[:, : shape.width]
-            own = (ends + (depth - 1) * shape.width)[:, None] + offsets
-            ancestors = torch.cat([ancestors, own[..., None]], -1)
-            frontier = ids.flatten(1).gather(1, rank)
-            at = (first + ends - 1 + depth)[:, None].expand(-1, shape.width)
-            places = below(ends, ancestors, length, slots)
-            hidden = head(frontier, hidden, at, partial(self._kv.attend, places))
-            chances, ids = self._children(hidden)
-            scores = best.values[..., None] + chances
-            all_ids.append(ids.flatten(1))
-            all_scores.append(scores.flatten(1))
-            all_ranks.append(rank)
-        tokens_out = torch.cat(all_ids, 1).double()
-        ranks = torch.cat(all_ranks[1:], 1).double() if shape.depth > 1 else tokens_out[:, :0]
-        return torch.cat([tokens_out, torch.cat(all_scores, 1).double(), ranks], 1)
+        self._kv.waiting[slots, 0] = _rows(features, last)[:, 0]  # stays: its entry comes with the next draft again
+        root = _rows(out, last)
+        return root, head.logits(root)
 
-    def _children(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Log chances and target ids of the likeliest children of `[batch, rows]` outputs."""
-        chances = self._head.logits(output).log_softmax(-1, dtype=torch.float32)
-        best = chances.topk(self._shape.branching)
-        return best.values, self._head.target_ids(best.indices)
+    def _of_frontier(
+        self,
+        numbers: Tensor,
+        hidden: Tensor,
+        ids: Tensor,
+        scores: Tensor,
+        frontier: Tensor,
+        ancestors: Tensor,
+        depth: Tensor,
+        length: int,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Outputs of the nodes that go on, `[batch, width, hidden]`, their logits, scores and places of ancestors.
+
+        Args:
+            hidden, ancestors: of the nodes above, `[batch, width, hidden]` and `[batch, width, depths]`.
+            ids, scores: of their children, `[batch, width, branching]`. frontier: which of these go on.
+        """
+        slots, starts, first, counts = (numbers[:, i] for i in range(4))
+        parents = frontier // ids.shape[2]
+        hidden, ancestors = _rows(hidden, parents), _rows(ancestors, parents)
+        ends = starts + counts
+        own = (ends + (depth - 1) * self._shape.width)[:, None] + self._offsets
+        column = torch.arange(ancestors.shape[2], device=ids.device)
+        ancestors = torch.where(
+            column >= depth - 1, own[..., None], ancestors
+        )  # the last one is always the node itself
+        at = (first + ends - 1 + depth)[:, None].expand(-1, self._shape.width)
+        places = below(ends, ancestors, length, slots)
+        tokens = ids.flatten(1).gather(1, frontier)
+        hidden = self._head(tokens, hidden, at, partial(self._kv.attend, places))
+        return hidden, self._head.logits(hidden), scores.flatten(1).gather(1, frontier), ancestors
 
     def _parents_of_candidates(self) -> npt.NDArray[np.int64]:
         """Per candidate which entry of the frontier above it is its parent; -1 below the root."""
@@ -170,53 +194,35 @@ class Expansion:
         rest = np.arange(shape.num_entries).repeat(shape.branching)
         return np.concatenate([root, rest])
 
-    def _candidates(self, out: npt.NDArray[np.float64], batch: int) -> Candidates:
-        shape = self._shape
+    def _candidates(self, out: npt.NDArray[np.int32], batch: int) -> Candidates:
         number = len(self._parents)
-        first_of_depth = shape.branching + (np.arange(shape.num_entries) // shape.width - 1) * (
-            shape.width * shape.branching
-        )
-        first_of_depth[: shape.width] = 0
-        token_ids, parents, scores = [], [], []
-        for row in out[:batch]:
-            entries = row[2 * number :].astype(np.int64) + first_of_depth  # the candidate that each entry was
-            above = np.where(self._parents < 0, -1, entries[self._parents] if len(entries) else -1)
-            token_ids.append(row[:number].astype(np.int32))
-            parents.append(above.astype(np.int32))
-            scores.append(np.exp(row[number : 2 * number]).astype(np.float32))
-        return token_ids, parents, scores
+        entries = out[:batch, 2 * number :] + self._first_of_depth  # the candidate that each entry was
+        root = np.full((batch, 1), -1)
+        above = np.concatenate([entries, root], 1)[:, self._parents].astype(np.int32)  # the last one for -1
+        chances = out[:batch, number : 2 * number].view(np.float32).copy()
+        return list(out[:batch, :number].copy()), list(above), list(chances)
 
 
 class _Captured:
-    """`draft` as a CUDA graph over inputs that stay where they are."""
+    """`draft` as a CUDA graph with its copies from and to the host, in memory that stays where it is."""
 
-    def __init__(
-        self,
-        draft: Callable[[Tensor, Tensor], Tensor],
-        numbers: tuple[int, int],
-        features: tuple[int, int, int],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._host = torch.zeros(numbers, dtype=torch.int64, pin_memory=True)
-        self._numbers = torch.zeros(numbers, dtype=torch.int64, device=device)
-        self._numbers[:, 3] = 1
-        self._features = torch.zeros(features, dtype=dtype, device=device)
-        with torch.cuda.device(device):
-            draft(self._numbers, self._features)  # compiles kernels outside of the capture
-            torch.cuda.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._out = draft(self._numbers, self._features)
+    def __init__(self, draft: Callable[[Tensor], Tensor], numbers: npt.NDArray[np.int64]) -> None:
+        self._numbers = torch.from_numpy(numbers).pin_memory()
+        self._host = self._numbers.numpy()
+        given = self._numbers.cuda()
+        self._out = draft(given).cpu().pin_memory()  # compiles kernels outside of the capture
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._out.copy_(draft(given.copy_(self._numbers, non_blocking=True)), non_blocking=True)
+        self._given = given
 
-    def __call__(self, numbers: Tensor, features: Sequence[Tensor]) -> Tensor:
-        """Valid until the next call, which waits for nothing: the caller reads the result before."""
-        self._host.copy_(numbers)
-        self._numbers.copy_(self._host, non_blocking=True)
-        for row, some in enumerate(features):
-            self._features[row, : len(some)].copy_(some)
+    def __call__(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Waits for the draft. What it gives is overwritten by the next call."""
+        self._host[:] = numbers
         self._graph.replay()
-        return self._out
+        torch.cuda.current_stream(self._given.device).synchronize()
+        return self._out.numpy()
 
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:

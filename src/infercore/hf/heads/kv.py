@@ -1,4 +1,4 @@
-"""`HeadKV`: keys and values of a draft head, one row of memory a request.
+"""`HeadKV`: keys and values of a draft head, and the features it has not taken in yet, one row of memory a request.
 
 This is a cache of its own, beside the engine's pages: a request's entries lie one behind the other, drafted ones behind
 the true ones, where the next refresh writes over them. The drafter says where entries go (`Places`) and what they see;
@@ -8,6 +8,8 @@ paged memory could take this one's place behind the same two calls.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -37,15 +39,19 @@ class HeadKV:
 
     Args:
         config: of the head. dtype, device: of the head.
+        feature_size, max_new: columns of a feature, and how many a request may have waiting.
     """
 
-    def __init__(self, config: HeadConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: HeadConfig, dtype: torch.dtype, device: torch.device, *, feature_size: int, max_new: int
+    ) -> None:
         slots, length = _FIRST_SHAPE.get(device.type, _FIRST_SHAPE["cpu"])
         shape = (slots, 1 + length, config.num_kv_heads, config.head_dim)
         self._layers = [
             (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
             for _ in range(config.num_layers)
         ]
+        self.waiting = torch.zeros(slots, max_new, feature_size, dtype=dtype, device=device)
         self._free = list(range(slots - 1, 0, -1))
         self.generation = 0
         """Changes when the memory moves: what was captured on it is void then."""
@@ -79,6 +85,15 @@ class HeadKV:
         for pair in self._layers:
             for tensor in pair:
                 tensor[target] = tensor[source]
+        self.waiting[target] = self.waiting[source]
+
+    def wait(self, parts: Sequence[tuple[int, int, npt.NDArray[np.int64]]], features: Tensor) -> None:
+        """Copy rows of `features` to where they wait: slot, place of the first one there, and which rows, each."""
+        max_new, columns = self.waiting.shape[1:]
+        places = [slot * max_new + first + np.arange(len(rows)) for slot, first, rows in parts]
+        moves = np.stack([np.concatenate(places), np.concatenate([rows for _, _, rows in parts])])
+        indices = torch.from_numpy(moves).to(features.device, non_blocking=True)
+        self.waiting.view(-1, columns).index_copy_(0, indices[0], features.index_select(0, indices[1]))
 
     def attend(self, places: Places, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Write K and V of `[batch, rows]` entries, and attend; `functools.partial` of it is an `Attend`."""
@@ -104,6 +119,9 @@ class HeadKV:
                 fresh[: old.shape[0], : old.shape[1] - 1] = old[:, :-1]
             larger.append((new[0], new[1]))
         self._layers = larger
+        if slots > len(self.waiting):
+            fresh = self.waiting.new_zeros(slots - len(self.waiting), *self.waiting.shape[1:])
+            self.waiting = torch.cat([self.waiting, fresh])
         self.generation += 1
 
 
