@@ -208,7 +208,7 @@ class Grammar:
         return self._recorded[state - _RECORDED][0] if state >= _RECORDED else state
 
     def _state(self, config: int, text: bytes) -> int:
-        if not self.machine.records_all and not self.machine.tables.status[config] & c.RECORDS:
+        if not self.machine.records_all and not self.machine.status[config] & c.RECORDS:
             return config
         key = (config, text)
         state = self._recorded_ids.get(key)
@@ -229,9 +229,15 @@ class Grammar:
         """State after more bytes of text; -1 where they are refused."""
         if state == FINAL:
             return FINAL if data.size == 0 else -1
+        machine, at = self.machine, 0
+        if state < _RECORDED and not machine.records_all and not machine.status[state] & c.RECORDS:
+            config, at = machine.step(state, data, 0, c.PENDING | c.RECORDS)
+            if config == 0:
+                return -1
+            if at == data.size and not machine.records_all and not machine.status[config] & (c.PENDING | c.RECORDS):
+                return config  # as nearly always: nothing to remember
+            at = 0
         config, text = self._recorded[state - _RECORDED] if state >= _RECORDED else (state, b"")
-        machine = self.machine
-        at = 0
         while at < data.size:
             recording = machine.records_all or bool(machine.tables.status[config] & c.RECORDS)
             begin = at

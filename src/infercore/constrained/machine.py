@@ -176,11 +176,10 @@ class Machine:
 
     def new_states(self, count: int) -> int:
         """First of `count` consecutive undefined states."""
-        header = self.tables.header
-        first = int(header[c.NUM_STATES])
-        while first + count > self.tables.node.shape[0]:
+        first: int = self._header[c.NUM_STATES]
+        while first + count > self._state_room:
             self._grow_states()
-        header[c.NUM_STATES] = first + count
+        self._header[c.NUM_STATES] = first + count
         return first
 
     def stub(self, expander: Expander) -> int:
@@ -233,7 +232,7 @@ class Machine:
         """Turn a stub, or an undefined state, into one with these edges and free moves."""
         edge_at, free_at = self.num_edges, self.num_free
         if edges:
-            if edge_at + len(edges) > self.tables.edges.shape[0]:
+            if edge_at + len(edges) > self._edge_room:
                 self._replace(edges=_longer(self.tables.edges, edge_at + len(edges)))
             if len(edges) < 4:
                 at = 3 * edge_at
@@ -244,10 +243,10 @@ class Machine:
                 self.tables.edges[edge_at : edge_at + len(edges)] = edges
             self.num_edges += len(edges)
         if free:
-            if free_at + len(free) > self.tables.free.shape[0]:
+            if free_at + len(free) > self._free_room:
                 self._replace(free=_longer(self.tables.free, free_at + len(free)))
             if len(free) == 1:
-                self.tables.free[free_at] = free[0]
+                self._free_view[free_at] = free[0]
             else:
                 self.tables.free[free_at : free_at + len(free)] = free
             self.num_free += len(free)
@@ -401,7 +400,7 @@ class Machine:
         return int(self.tables.row_span[config, 1]) == 0
 
     def accepts(self, config: int) -> bool:
-        return bool(self.tables.status[config] & c.ACCEPTS)
+        return bool(self.status[config] & c.ACCEPTS)
 
     def pairs(self, config: int) -> list[tuple[int, int]]:
         """(state, stack) pairs of a config."""
@@ -410,10 +409,15 @@ class Machine:
 
     def labels(self, config: int) -> set[int]:
         """Labels of the accepting states in a config; 0 for one that was copied and accepts."""
-        node = self.tables.node
-        if self.tables.pairs_at[config] == self.tables.pairs_at[config + 1]:
+        begin, end = self.tables.pairs_at[config : config + 2].tolist()
+        if begin == end:
             return {0} if self.accepts(config) else set()
-        return {int(node[s, 1]) for s, stack in self.pairs(config) if stack == 0 and node[s, 0] == c.RET}
+        node = self._node_view
+        return {
+            node[5 * (item >> 32) + 1]
+            for item in self.tables.pairs[begin:end].tolist()
+            if not item & 0xFFFFFFFF and node[5 * (item >> 32)] == c.RET
+        }
 
     def intern(self, pairs: Sequence[tuple[int, int]]) -> int:
         """Config of these pairs, which must be closed under free moves."""
@@ -435,11 +439,11 @@ class Machine:
         Stops early at a config with a bit of `stop_mask`, or without the bit `recording`.
         """
         deadline = 0.0
-        header = self.tables.header
+        header = self._header
         while (after := int(c.step_bytes(self._handle, config, data, begin, stop_mask, recording))) == c.NEED:
-            config, begin = int(header[c.NEED_CONFIG]), int(header[c.POSITION])
+            config, begin = header[c.NEED_CONFIG], header[c.POSITION]
             deadline = self.serve(deadline)
-        return after, int(header[c.POSITION])
+        return after, header[c.POSITION]
 
     def walk_plain(
         self,
@@ -457,14 +461,14 @@ class Machine:
         """
         begin, deadline = 0, 0.0
         while c.walk_plain(self._handle, trie.handle, config, begin, bitmask, covered, room, is_text) == c.NEED:
-            begin = int(self.tables.header[c.POSITION])
+            begin = self._header[c.POSITION]
             deadline = self.serve(deadline)
 
     def walk(self, trie: Trie, config: int, bitmask: npt.NDArray[np.uint32]) -> None:
         """Set in `bitmask` what `config` allows of `trie`; see `_compiled.walk_trie`."""
         begin, deadline = 0, 0.0
         while c.walk_trie(self._handle, trie.handle, config, begin, bitmask) == c.NEED:
-            begin = int(self.tables.header[c.POSITION])
+            begin = self._header[c.POSITION]
             deadline = self.serve(deadline)
 
     def try_tokens(
@@ -478,7 +482,7 @@ class Machine:
         """Set in `bitmask` those of `token_ids` that `config` allows; `ends` says where each token ends in `data`."""
         begin, deadline = 0, 0.0
         while c.try_tokens(self._handle, data, ends, token_ids, begin, config, bitmask) == c.NEED:
-            begin = int(self.tables.header[c.POSITION])
+            begin = self._header[c.POSITION]
             deadline = self.serve(deadline)
 
     def ends(
@@ -492,7 +496,7 @@ class Machine:
         ends = np.zeros(num_tokens, np.int32)
         begin, deadline = 0, 0.0
         while c.walk_ends(self._handle, trie.handle, config, begin, wanted, ends) == c.NEED:
-            begin = int(self.tables.header[c.POSITION])
+            begin = self._header[c.POSITION]
             deadline = self.serve(deadline)
         return ends
 
@@ -622,11 +626,10 @@ class Machine:
                 f"one step of this grammar takes more than {self.limits.max_seconds} s; simplify it, or raise "
                 "Limits(max_seconds=...)"
             )
-        header = self.tables.header
-        what, arg = int(header[c.NEED_WHAT]), int(header[c.NEED_ARG])
+        what, arg = self._header[c.NEED_WHAT], self._header[c.NEED_ARG]
         if what == c.EXPAND:
-            for state in set(self.tables.wanted[: int(header[c.NUM_WANTED])].tolist()):
-                if self.tables.node[state, 0] == c.STUB:
+            for state in set(self.tables.wanted[: self._header[c.NUM_WANTED]].tolist()):
+                if self._node_view[5 * state] == c.STUB:
                     self._expand(state)
         elif what == c.PYTHON_ROW:
             if arg in self._row_makers and not self.tables.status[arg] & c.KNOWN:
@@ -661,7 +664,7 @@ class Machine:
         expander = self._expanders.get(state)
         if expander is not None:
             expander(state)
-            del self._expanders[state]
+            del self._expanders[state]  # not before: it may raise, and is asked again then
             return
         kind, spec, text = self.tables.native_key[state, :3].tolist()
         if kind != c.STUB:
@@ -730,8 +733,12 @@ class Machine:
     def _view(self) -> None:
         self._directory.show(self.tables)
         self._handle = self._directory.handle
-        self._node_view = self.tables.node.reshape(-1).data
-        self._edges_view = self.tables.edges.reshape(-1).data
+        tables = self.tables  # single items of a memoryview are read and set faster than those of an array
+        self._header = tables.header.data
+        self.status = tables.status.data
+        self._node_view, self._state_room = tables.node.reshape(-1).data, tables.node.shape[0]
+        self._edges_view, self._edge_room = tables.edges.reshape(-1).data, tables.edges.shape[0]
+        self._free_view, self._free_room = tables.free.data, tables.free.shape[0]
 
 
 def _longer(array: npt.NDArray[np.generic], rows: int, *, fill: int = 0) -> npt.NDArray[np.generic]:
