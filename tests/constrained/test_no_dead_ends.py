@@ -30,6 +30,11 @@ SCHEMAS = [
     {"anyOf": [{"type": "object", "minProperties": 1, "maxProperties": 0}, {"type": "null"}]},
     {"type": "string", "maxLength": 3, "pattern": "k$"},
     {"type": "string", "maxLength": 3, "pattern": "^(ax)*$"},
+    {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "dependentRequired": {"a": ["c"]}, "maxProperties": 2},
+    {"type": "object", "propertyNames": {"enum": ["a", "ab"]}},
+    {"type": "object", "propertyNames": {"pattern": "^[ab]$"}, "dependentRequired": {"a": ["cc", "b"]}},
+    {"type": "object", "additionalProperties": {"type": ["string", "null"], "minLength": 1, "pattern": "^$"}},
+    {"type": "object", "additionalProperties": {"type": "string", "minLength": 1, "pattern": "^$"}},
 ]
 
 

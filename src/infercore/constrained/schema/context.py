@@ -225,6 +225,11 @@ class Context:
         low = max((atom[1] for atom in alternative if atom[0] == "min_props"), default=0)
         if high is not None and high < max(low, len(required)):
             return True
+        of_names = [atom[1] for atom in alternative if atom[0] == "names"]
+        if of_names and required:
+            texts = self.forms.of_all(of_names, "string")
+            if not all(any(self.strings.allows(text, name) for text in texts) for name in required):
+                return True
         named: dict[str, list[Literal]] = {}
         for atom in alternative:
             if atom[0] == "some" and atom[1][0] == "name":

@@ -168,6 +168,8 @@ class ObjectStates:
         key: object = memory.extra if extra else (memory.seen, only_required, bool(memory.extra))
         if self.ordered and extra:
             key = (memory.extra, self._open_names(memory))
+        if self._key_text is not None and extra:
+            key = (memory.extra, self._open_names(memory), only_required)
         known = self._key_configs.get(key)
         if known is None:
             known = self._key_configs[key] = self._make_key_config(memory, extra, only_required)
@@ -192,20 +194,21 @@ class ObjectStates:
                 free.append(self.context.texts.any_state)
         config = machine.start(machine.node(free=free))
         if self._key_text is not None and config:
-            config = self._restricted(config)
+            texts = self.context.texts
+            closed = {name for name, bit in self._bits.items() if name not in self.values or not bit & allowed}
+            closed |= memory.extra  # where few names may come, one of these must not be begun
+            config = texts.combine([(config, True), (self._key_text, True), (texts.one_of(closed), False)])
         return config, len(free)
-
-    def _restricted(self, config: int) -> int:
-        assert self._key_text is not None
-        return self.context.texts.combine([(config, True), (self._key_text, True)])
 
     def _labels(self, config: int) -> frozenset[int]:
         """Labels of a key's text config, where it ends."""
         labels = self._labels_of.get(config)
         if labels is None:
-            labels = frozenset().union(
-                *(self.machine.labels(part) for part, holds in self.context.texts.factors(config) if holds)
-            )
+            factors = self.context.texts.factors(config)
+            if len(factors) == 1 and factors[0][1]:
+                labels = frozenset(self.machine.labels(factors[0][0]))
+            else:
+                labels = frozenset().union(*(self.machine.labels(part) for part, holds in factors if holds))
             self._labels_of[config] = labels
         return labels
 
@@ -215,7 +218,8 @@ class ObjectStates:
         key: the text of an undeclared key, None where it is not known yet.
         """
         labels = self._labels(config)
-        declared = [label for label in labels if label > len(self.patterns)]
+        num_patterns = len(self.patterns)
+        declared = [label for label in labels if label > num_patterns]
         if declared:
             name = self._names_by_label.get(declared[0])
             if name is None or name not in self.values or not self._bits[name] & self._open_names(memory):

@@ -52,7 +52,7 @@ class StringStates:
         return self.texts.combine(parts)
 
     def is_impossible(self, alternative: Alternative) -> bool:
-        """Whether the atoms contradict one another; patterns are tried on listed values only."""
+        """Whether the atoms contradict one another, as far as a look at each pattern's first character tells."""
         low, high = lengths(alternative)
         if high is not None and (high < low or high < 0):
             return True
@@ -65,7 +65,15 @@ class StringStates:
         for atom in alternative:
             if atom[0] in ("pattern", "format"):
                 sides[(atom[0], atom[1])].add(atom[2])
-        return any(len(signs) == 2 for signs in sides.values())
+        if any(len(signs) == 2 for signs in sides.values()):
+            return True
+        patterns = [self.texts.pattern(of) for kind, of in sides if kind == "pattern" and True in sides[kind, of]]
+        return low > 0 and any(text == 0 or self.machine.is_end(text) for text in patterns)  # "" at most
+
+    def allows(self, alternative: Alternative, value: str) -> bool:
+        """Whether the atoms allow one string."""
+        listed = [atom[1] for atom in alternative if atom[0] == "in" and atom[2]]
+        return bool(self._listed(alternative, [*listed, frozenset([value])]))
 
     def values(self, alternative: Alternative) -> list[str] | None:
         """The strings that the atoms allow, where one of them is a list of values."""

@@ -75,7 +75,9 @@ class Texts:
         """One of these texts."""
         machine = self.machine
         return machine.start(
-            machine.node(free=[machine.literal(value.encode(), self._end) for value in sorted(values)])
+            machine.node(
+                free=[machine.literal(value.encode("utf-8", "surrogatepass"), self._end) for value in sorted(values)]
+            )
         )
 
     def combine(self, parts: Iterable[Part]) -> int:
