@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from infercore.speculative import (
     Verdict,
     top_tokens,
 )
+
+_NO_TOKENS = np.zeros(0, np.int32)
 
 
 def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenTree]:
@@ -115,11 +117,23 @@ def top_tokens_of(logits: Tensor, rows: Seq[int], count: int) -> npt.NDArray[np.
     return top
 
 
+@dataclass(slots=True)
+class _Shown:
+    """What one `FeatureObserver` is about to see."""
+
+    observer: FeatureObserver
+    request_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    rows: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    texts: list[npt.NDArray[np.int32]] = field(default_factory=list)
+    gained: list[npt.NDArray[np.int32]] = field(default_factory=list)
+
+
 def show_features(
     model: PackedModel, work: Seq[tuple[Share, Rows]], turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None]
 ) -> None:
     """Hidden states of the rows that stay, chains and accepted nodes, for drafters that work on them."""
-    seen: dict[int, tuple[FeatureObserver, list[RequestState], list[int], list[npt.NDArray[np.int64]]]] = {}
+    seen: dict[int, _Shown] = {}
     verdicts: dict[int, Verdict | Exception | None] = {}
     start = 0
     for share, rows in work:
@@ -132,17 +146,21 @@ def show_features(
         chain = len(rows.token_ids)
         kept = np.arange(first, first + chain)
         verdict = verdicts.get(state.request_id)
-        if isinstance(verdict, Verdict) and len(verdict.path):
-            kept = np.concatenate([kept, first + chain + verdict.path.astype(np.int64)])
+        gained = _NO_TOKENS
+        if isinstance(verdict, Verdict):
+            gained = verdict.token_ids(rows.tree)
+            if len(verdict.path):
+                kept = np.concatenate([kept, first + chain + verdict.path.astype(np.int64)])
         for observer in state.feature_observers:
-            _, states, positions, kept_rows = seen.setdefault(id(observer), (observer, [], [], []))
-            states.append(state)
-            positions.append(rows.sequence.num_tokens)
-            kept_rows.append(kept)
-    for observer, states, positions, kept_rows in seen.values():
-        features = model.features(observer.feature_layers, start)
-        ids = [state.request_id for state in states]
-        observer.see(ids, positions, kept_rows, features, [state.tokens[: state.num_tokens] for state in states])
+            shown = seen.setdefault(id(observer), _Shown(observer))
+            shown.request_ids.append(state.request_id)
+            shown.positions.append(rows.sequence.num_tokens)
+            shown.rows.append(kept)
+            shown.texts.append(state.tokens[: state.num_tokens])
+            shown.gained.append(gained)
+    for shown in seen.values():
+        features = model.features(shown.observer.feature_layers, start)
+        shown.observer.see(shown.request_ids, shown.positions, shown.rows, features, shown.texts, gained=shown.gained)
 
 
 def teach_controller(

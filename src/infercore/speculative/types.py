@@ -119,10 +119,13 @@ class FeatureObserver(Protocol):
         rows: Sequence[Int64[np.ndarray, "_"]],
         features: Tensor,
         texts: Sequence[Integer[np.ndarray, "_"]],
+        gained: Sequence[Integer[np.ndarray, "_"]] = (),
     ) -> None:
         """Per request the rows of `features` that stand for its tokens from `first_positions` on, and its text so far.
 
-        `features` is valid during the call only. The text may be longer or shorter than what the rows stand for.
+        `features` is valid during the call only, and for what is queued on the device in it. The text may be longer or
+        shorter than what the rows stand for. `gained`: the tokens that each text is about to go on with, where they are
+        known, so that a draft may start while the host does its bookkeeping.
         """
         ...
 

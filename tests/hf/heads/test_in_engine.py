@@ -56,15 +56,59 @@ class Kept:
         self.drafters[0].close(request_id)
 
 
-@pytest.mark.parametrize(("flavour", "by_graphs"), [("eagle1", False), ("eagle3", True), ("speculators", False)])
-def test_drafts_follow_the_true_features_of_the_text(flavour, by_graphs, tmp_path):
+def claims_of(drafter):
+    """How many drafts of each call of the drafter had been started before it."""
+    claimed, choose = [], drafter._choose
+
+    def counted(requests):
+        claimed.append(sum(request.request_id in drafter._started for request in requests))
+        return choose(requests)
+
+    drafter._choose = counted
+    return claimed
+
+
+def test_nothing_is_started_for_a_request_that_stopped_drafting(tmp_path):
     model = tiny_model("llama")
-    drafter = Kept(EagleDrafter.from_pretrained(write(flavour, tmp_path), model, max_depth=3))
+    drafter = EagleDrafter.from_pretrained(write("eagle3", tmp_path), model, max_depth=3)
+    drafter._starts_early = True
+    started, start = [], drafter._start
+    drafter._start = lambda entries, source: (started.append(len(started)), start(entries, source))
+    engine = new_engine(model)
+    engine.controller = OnFor(6)
+    (done,) = engine.generate(prompts()[:1], max_new_tokens=24, drafter=drafter)
+    assert done.token_ids == hf_greedy(model, prompts()[0], 24)[0]
+    assert 6 <= len(started) <= 7
+
+
+class OnFor(FixedBudget):
+    """Some steps with drafts, then none."""
+
+    def __init__(self, steps):
+        super().__init__(4)
+        self.left = steps
+
+    def budget(self, request_ids, **more):
+        self.left -= 1
+        return super().budget(request_ids, **more) if self.left >= 0 else [0] * len(request_ids)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "by_graphs", "early"),
+    [("eagle1", False, True), ("eagle3", True, True), ("eagle3", False, False), ("speculators", False, False)],
+)
+def test_drafts_follow_the_true_features_of_the_text(flavour, by_graphs, early, tmp_path):
+    model = tiny_model("llama")
+    eagle = EagleDrafter.from_pretrained(write(flavour, tmp_path), model, max_depth=3)
+    eagle._starts_early = early  # as on a GPU
+    claimed = claims_of(eagle)
+    drafter = Kept(eagle)
     engine = engine_with(model, Recorder(), max_rows=7) if by_graphs else new_engine(model, max_rows=7)
     truth = [hf_greedy(model, p, 12)[0] for p in prompts()]
     done = engine.generate(prompts(), max_new_tokens=12, drafter=drafter)
     assert [c.token_ids for c in done] == truth
     assert by_graphs == bool(engine._stepper.graphs and engine._stepper.graphs.num_replays)
+    assert (sum(claimed) > 10) == early
     shared = [text for text, _ in drafter.kept if text[:20] == prompts()[2]]
     checked = 0
     for text, tree in drafter.kept:

@@ -17,7 +17,7 @@ from infercore.hf.few_rows import FewRows
 from infercore.hf.heads.checkpoint import read_config, read_tensors
 from infercore.hf.heads.config import HeadConfig, parse_config
 from infercore.hf.heads.eagle import EagleHead, head_for
-from infercore.hf.heads.expand import Expansion, Shape
+from infercore.hf.heads.expand import Expansion, NewEntries, Shape
 from infercore.hf.heads.kv import HeadKV, below, causal
 from infercore.speculative import DraftModelDrafter, DraftRequest, TokenTree
 
@@ -73,6 +73,10 @@ class EagleDrafter:
         self._expansion = Expansion(head, self._kv, self._shape, cuda_graphs=cuda_graphs, fuse_layers=fuse_layers)
         self._few_rows = FewRows(head)
         self._seen: dict[int, _Seen] = {}
+        self._starts_early = self._expansion.uses_graphs
+        self._asked: set[int] = set()  # requests of the last greedy draft
+        self._source = 0  # address of the last features: graphs read them where they are
+        self._started: dict[int, tuple[int, int]] = {}  # those of one under way: its place there, the text's length
         self._drawn = DraftModelDrafter(
             _OneDepth(self), max_depth=max_depth, branching=branching, num_expanded=num_expanded
         )
@@ -129,17 +133,33 @@ class EagleDrafter:
         rows: Sequence[Int64[np.ndarray, "_"]],
         features: Tensor,
         texts: Sequence[Integer[np.ndarray, "_"]],
+        gained: Sequence[Integer[np.ndarray, "_"]] = (),
     ) -> None:
-        """Keep the features of what was accepted; long ones go through the head at once."""
+        """Keep the features of what was accepted; long ones go through the head at once.
+
+        Where `gained` tells the tokens that come next, and the request drafted last time, the next draft starts.
+        """
         few: list[tuple[int, int, npt.NDArray[np.int64]]] = []
-        for request_id, first, some, text in zip(request_ids, first_positions, rows, texts, strict=True):
+        starting: dict[int, NewEntries] = {}
+        self._asked -= self._started.keys()  # nobody wanted that one
+        self._started = {}
+        is_same, self._source = features.data_ptr() == self._source, features.data_ptr()
+        for index, (request_id, first, some, text) in enumerate(
+            zip(request_ids, first_positions, rows, texts, strict=True)
+        ):
             seen = self._seen.get(request_id)
             if seen is None:
                 seen = self._seen[request_id] = _Seen(self._kv.open(), first)
             seen.begin_at(first)
             if seen.more is None and seen.num_new + len(some) <= self._max_new:
-                few.append((seen.slot, seen.num_new, some))
                 seen.num_new += len(some)
+                entries = None
+                if is_same and gained and request_id in self._asked:
+                    entries = self._next_entries(seen, text, gained[index], some)
+                if entries is not None:
+                    starting[request_id] = entries
+                else:
+                    few.append((seen.slot, seen.num_new - len(some), some))
             else:
                 added = features.index_select(0, torch.from_numpy(some).to(features.device))
                 seen.more = torch.cat([self._new(seen), added])
@@ -147,6 +167,9 @@ class EagleDrafter:
                 self._absorb(seen, np.asarray(text), leave=1)
         if few:
             self._kv.wait(few, features)
+        if starting:
+            with torch.no_grad():
+                self._start(starting, features)
 
     def commit(
         self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
@@ -173,26 +196,50 @@ class EagleDrafter:
 
     def _choose(self, requests: Sequence[DraftRequest]) -> list[TokenTree]:
         """The likeliest nodes: one call over the batch, one copy to the host."""
-        seen = [self._seen[request.request_id] for request in requests]
-        for each, request in zip(seen, requests, strict=True):
-            if each.more is not None:
-                self._absorb(each, request.token_ids, leave=1)
-        with self._few_rows.during(len(seen) * self._shape.width):
-            token_ids, parents, scores = self._expansion.run(
-                [each.slot for each in seen],
-                [each.length for each in seen],
-                [each.first for each in seen],
-                [
-                    request.token_ids[each.first + each.length + 1 :]
-                    for each, request in zip(seen, requests, strict=True)
-                ],
-            )
-        for each in seen:
-            each.length, each.num_new = each.length + each.num_new - 1, 1
+        ids = [request.request_id for request in requests]
+        self._asked = set(ids)
+        places = [self._started.get(request.request_id, (-1, -1)) for request in requests]
+        if any(length != len(request.token_ids) for (_, length), request in zip(places, requests, strict=True)):
+            places = [(place, -1) for place in range(len(requests))]
+            self._start({request.request_id: self._entries(request) for request in requests}, None)
+        self._started = {}
+        candidates = self._expansion.finish()
+        assert candidates is not None
+        token_ids, parents, scores = candidates
         return [
-            TokenTree(ids, above, None, chances).best(request.max_nodes)
-            for ids, above, chances, request in zip(token_ids, parents, scores, requests, strict=True)
+            TokenTree(token_ids[place], parents[place], None, scores[place]).best(request.max_nodes)
+            for (place, _), request in zip(places, requests, strict=True)
         ]
+
+    def _start(self, entries: dict[int, NewEntries], source: Tensor | None) -> None:
+        """Begin the draft of these requests; all their new entries but the last are in the cache from then on."""
+        with self._few_rows.during(len(entries) * self._shape.width):
+            self._expansion.start(list(entries.values()), source)
+        for place, (request_id, each) in enumerate(entries.items()):
+            seen = self._seen[request_id]
+            seen.length, seen.num_new = seen.length + len(each.next_tokens) - 1, 1
+            self._started[request_id] = place, seen.end + 1
+
+    def _entries(self, request: DraftRequest) -> NewEntries:
+        """Of a request that is known, with features that wait in the cache's memory."""
+        seen = self._seen[request.request_id]
+        if seen.more is not None:
+            self._absorb(seen, request.token_ids, leave=1)
+        return NewEntries(seen.slot, seen.length, seen.first, request.token_ids[seen.first + seen.length + 1 :])
+
+    def _next_entries(
+        self,
+        seen: "_Seen",
+        text: Integer[np.ndarray, "_"],
+        gained: Integer[np.ndarray, "_"],
+        rows: Int64[np.ndarray, "_"],
+    ) -> NewEntries | None:
+        """Of a text that is about to go on with `gained`; None if that does not end where features do."""
+        if not self._starts_early or not len(gained) or seen.end != len(text) + len(gained) - 1:
+            return None
+        start = seen.first + seen.length + 1
+        next_tokens = np.concatenate([text[start:], gained[max(0, start - len(text)) :]])
+        return NewEntries(seen.slot, seen.length, seen.first, next_tokens, rows)
 
     def _new(self, seen: "_Seen") -> Tensor:
         """Features that are not in the cache yet, `[num_new, columns]`."""

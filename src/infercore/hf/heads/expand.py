@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Integer
+from jaxtyping import Int64, Integer
 from torch import Tensor
 
 from infercore.hf.heads.eagle import EagleHead
@@ -47,6 +47,23 @@ class Shape:
         return (self.depth - 1) * self.width
 
 
+@dataclass(frozen=True, slots=True)
+class NewEntries:
+    """What one request brings to a draft.
+
+    Args:
+        slot: of the cache. length: entries there. first: position of the first of them.
+        next_tokens: `[new]`, the token behind each new feature.
+        rows: of the source, the last of these features; those before wait in the cache's own memory.
+    """
+
+    slot: int
+    length: int
+    first: int
+    next_tokens: Integer[np.ndarray, " new"]
+    rows: Sequence[int] | Int64[np.ndarray, "_"] = ()
+
+
 class Expansion:
     """Runs drafts; graphs are captured when a shape is first met, and void when the cache's memory moves.
 
@@ -66,8 +83,11 @@ class Expansion:
                 f"{'cuda_graphs' if cuda_graphs else 'fuse_layers'} is True, but the head is on {self._device}; move "
                 "it to a GPU, or leave it out"
             )
-        self._uses_graphs = on_gpu if cuda_graphs is None else cuda_graphs
-        self._replays: dict[tuple[int, int], _Captured] = {}
+        self.uses_graphs = on_gpu if cuda_graphs is None else cuda_graphs
+        self._replays: dict[tuple[int, int, int], _Captured] = {}
+        self._started: tuple[int, Callable[[], npt.NDArray[np.int32]]] | None = None
+        self._no_source = torch.zeros(1, head.feature_size, dtype=kv.waiting.dtype, device=self._device)
+        self._last_source: Tensor | None = None
         self._generation = kv.generation
         self._parents = self._parents_of_candidates()
         entry = np.arange(shape.num_entries)
@@ -82,48 +102,63 @@ class Expansion:
                 torch.compile(part, fullgraph=True) for part in (self._of_new_entries, self._of_frontier)
             )
 
-    def run(
-        self,
-        slots: Sequence[int],
-        lengths: Sequence[int],
-        first_positions: Sequence[int],
-        next_tokens: Sequence[Integer[np.ndarray, "_"]],
-    ) -> Candidates:
-        """Candidates of each request, whose waiting features go into the cache.
+    def start(self, entries: Sequence["NewEntries"], source: Tensor | None) -> None:
+        """Begin the draft of each request, whose new features go into the cache; on a GPU without waiting.
 
         Args:
-            lengths: entries in the cache. first_positions: of the first of them.
-            next_tokens: `[new]` each, the token behind each feature that waits.
+            source: `[rows, columns]`, which `NewEntries.rows` point into; None where none do. It must hold until what
+                is queued now has run.
         """
+        self.finish()
         max_new = self._kv.waiting.shape[1]
-        needed = max(lengths) + max_new + self._shape.num_entries
-        batch = _fitting(_BATCHES, len(slots)) if self._uses_graphs else len(slots)
-        length = buckets(needed, _FIRST_GRAPH_LENGTH) if self._uses_graphs else buckets(needed)
+        needed = max(each.length for each in entries) + max_new + self._shape.num_entries
+        batch = _fitting(_BATCHES, len(entries)) if self.uses_graphs else len(entries)
+        length = buckets(needed, _FIRST_GRAPH_LENGTH) if self.uses_graphs else buckets(needed)
         self._kv.reserve(length)
-        numbers = np.zeros((batch, 4 + max_new), np.int64)
+        numbers = np.zeros((batch, 4 + 2 * max_new), np.int64)
         numbers[:, 3] = 1
-        for row, tokens in enumerate(next_tokens):
-            numbers[row, :4] = slots[row], lengths[row], first_positions[row], len(tokens)
-            numbers[row, 4 : 4 + len(tokens)] = tokens
-        return self._candidates(self._call(batch, length, numbers), len(slots))
+        numbers[:, 4 + max_new :] = -1
+        for row, each in zip(numbers, entries, strict=False):
+            count = len(each.next_tokens)
+            row[:4] = each.slot, each.length, each.first, count
+            row[4 : 4 + count] = each.next_tokens
+            if len(each.rows):
+                row[4 + max_new + count - len(each.rows) : 4 + max_new + count] = each.rows
+        if source is None:
+            source = self._no_source if self._last_source is None else self._last_source
+        self._last_source = source
+        self._started = len(entries), self._call(batch, length, numbers, source)
 
-    def _call(self, batch: int, length: int, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        if not self._uses_graphs:
-            return self._draft(torch.from_numpy(numbers).to(self._device), length).cpu().numpy()
+    def finish(self) -> Candidates | None:
+        """Candidates of the draft that was started, in its order; None if none was."""
+        if self._started is None:
+            return None
+        (count, read), self._started = self._started, None
+        return self._candidates(read(), count)
+
+    def _call(
+        self, batch: int, length: int, numbers: npt.NDArray[np.int64], source: Tensor
+    ) -> Callable[[], npt.NDArray[np.int32]]:
+        if not self.uses_graphs:
+            out = self._draft(torch.from_numpy(numbers).to(self._device), source, length)
+            return lambda: out.cpu().numpy()
         if self._generation != self._kv.generation:
             self._replays.clear()
             self._generation = self._kv.generation
-        captured = self._replays.get((batch, length))
+        key = batch, length, source.data_ptr()
+        captured = self._replays.get(key)
         if captured is None:
-            captured = self._replays[batch, length] = _Captured(partial(self._draft, length=length), numbers)
-        return captured(numbers)
+            draft = partial(self._draft, source=_whole(source), length=length)
+            captured = self._replays[key] = _Captured(draft, numbers)
+        captured.start(numbers)
+        return captured.read
 
-    def _draft(self, numbers: Tensor, length: int) -> Tensor:
+    def _draft(self, numbers: Tensor, source: Tensor, length: int) -> Tensor:
         """int32 `[batch, 2 * candidates + entries]`: the candidates' tokens, the bits of their float32 chances, and of
         each entry its rank among the candidates of its depth.
         """
         shape = self._shape
-        hidden, logits = self._first_outputs(numbers, length)
+        hidden, logits = self._first_outputs(numbers, source, length)
         expand = partial(expand_frontier, branching=shape.branching, width=shape.width, id_offsets=self._head.d2t)
         children = expand(logits, torch.zeros_like(logits[..., 0], dtype=torch.float32))
         out = [children]
@@ -142,14 +177,16 @@ class Expansion:
         ranks = [each.frontier for each in out[:-1]]
         return torch.cat([ids.int(), chances.exp().view(torch.int32), *(rank.int() for rank in ranks)], 1)
 
-    def _of_new_entries(self, numbers: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    def _of_new_entries(self, numbers: Tensor, source: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """The output of each request's last new entry, `[batch, 1, hidden]`, and its logits."""
         slots, starts, first, counts = (numbers[:, i] for i in range(4))
-        tokens = numbers[:, 4:]
+        tokens, rows = numbers[:, 4:].chunk(2, 1)
         head, new = self._head, tokens.shape[1]
         positions = (first + starts)[:, None] + torch.arange(new, device=tokens.device)
         places = causal(starts, counts, new, length, slots)
-        features, last = self._kv.waiting.index_select(0, slots), (counts - 1)[:, None]
+        told = source[rows.clamp_min(0)]
+        features = torch.where(rows[..., None] < 0, self._kv.waiting.index_select(0, slots), told)
+        last = (counts - 1)[:, None]
         out = head(tokens, head.project(features), positions, partial(self._kv.attend, places))
         self._kv.waiting[slots, 0] = _rows(features, last)[:, 0]  # stays: its entry comes with the next draft again
         root = _rows(out, last)
@@ -209,20 +246,33 @@ class _Captured:
     def __init__(self, draft: Callable[[Tensor], Tensor], numbers: npt.NDArray[np.int64]) -> None:
         self._numbers = torch.from_numpy(numbers).pin_memory()
         self._host = self._numbers.numpy()
-        given = self._numbers.cuda()
+        given = torch.zeros_like(self._numbers, device="cuda")
+        given[:, 3] = 1  # of slot 0, which is nobody's: a draft changes what waits
         self._out = draft(given).cpu().pin_memory()  # compiles kernels outside of the capture
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._out.copy_(draft(given.copy_(self._numbers, non_blocking=True)), non_blocking=True)
-        self._given = given
+        self._given = given  # kept: the graph writes there
+        self._is_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
-    def __call__(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        """Waits for the draft. What it gives is overwritten by the next call."""
+    def start(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Run it on `numbers`; what came out before was read."""
         self._host[:] = numbers
         self._graph.replay()
-        torch.cuda.current_stream(self._given.device).synchronize()
+        self._is_done.record()
+
+    def read(self) -> npt.NDArray[np.int32]:
+        """Waits for the draft. What it gives is overwritten by the next one."""
+        self._is_done.synchronize()
         return self._out.numpy()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All rows from the first one on that the memory of `tensor`, `[rows, columns]`, holds."""
+    columns = tensor.shape[1]
+    room = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
+    return tensor.as_strided((room // columns, columns), (columns, 1))
 
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:

@@ -107,6 +107,7 @@ class MedusaDrafter:
         rows: Sequence[Int64[np.ndarray, "_"]],
         features: Tensor,
         texts: Sequence[Integer[np.ndarray, "_"]],
+        gained: Sequence[Integer[np.ndarray, "_"]] = (),
     ) -> None:
         """Keep each request's last hidden state."""
         for request_id, first, some in zip(request_ids, first_positions, rows, strict=True):
