@@ -149,7 +149,7 @@ class Expansion:
         captured = self._replays.get(key)
         if captured is None:
             draft = partial(self._draft, source=_whole(source), length=length)
-            captured = self._replays[key] = _Captured(draft, numbers)
+            captured = self._replays[key] = _Captured(draft, numbers, self._device)
         captured.start(numbers)
         return captured.read
 
@@ -243,16 +243,17 @@ class Expansion:
 class _Captured:
     """`draft` as a CUDA graph with its copies from and to the host, in memory that stays where it is."""
 
-    def __init__(self, draft: Callable[[Tensor], Tensor], numbers: npt.NDArray[np.int64]) -> None:
+    def __init__(self, draft: Callable[[Tensor], Tensor], numbers: npt.NDArray[np.int64], device: torch.device) -> None:
         self._numbers = torch.from_numpy(numbers).pin_memory()
         self._host = self._numbers.numpy()
-        given = torch.zeros_like(self._numbers, device="cuda")
+        given = torch.zeros_like(self._numbers, device=device)
         given[:, 3] = 1  # of slot 0, which is nobody's: a draft changes what waits
-        self._out = draft(given).cpu().pin_memory()  # compiles kernels outside of the capture
-        torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._out.copy_(draft(given.copy_(self._numbers, non_blocking=True)), non_blocking=True)
+        with torch.cuda.device(device):
+            self._out = draft(given).cpu().pin_memory()  # compiles kernels outside of the capture
+            torch.cuda.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._out.copy_(draft(given.copy_(self._numbers, non_blocking=True)), non_blocking=True)
         self._given = given  # kept: the graph writes there
         self._is_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
