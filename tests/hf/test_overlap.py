@@ -307,8 +307,8 @@ def test_a_choice_on_the_device_masks_every_row_of_its_own(model):
     assert not chosen.serves(turns, 9)
     masked = logits.clone()
     chosen.launch(turns, masked, num_top=3)
-    assert chosen.top_tokens([3, 0], 2)[1].tolist() == logits[0].topk(2).indices.tolist()
-    assert chosen.top_tokens([3, 0], 3)[0, 0] == 4
+    assert chosen.top_tokens(np.array([3, 0]), 2)[1].tolist() == logits[0].topk(2).indices.tolist()
+    assert chosen.top_tokens(np.array([3, 0]), 3)[0, 0] == 4
     assert [v and v.next_token_id for v in chosen.read(turns)] == wanted
     assert chosen.choices.tokens[[0, 1, 3]].tolist() == [w for w in wanted if w is not None]
 

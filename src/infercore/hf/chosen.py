@@ -32,6 +32,7 @@ class ChosenTokens:
         self._on_gpu = choices.tokens.device.type == "cuda"
         self._bitmask: Tensor | None = None
         self._top: Tensor | None = None
+        self._top_on_host = np.empty(0, np.int64)
         self._num_rows = self._num_top = 0
         self._top_is_read = torch.cuda.Event() if self._on_gpu else None  # type: ignore[no-untyped-call]
 
@@ -62,23 +63,23 @@ class ChosenTokens:
             self.choices.choose(logits)
         self.choices.fetch(self._num_rows, logits.dtype)
         if num_top:
-            top = logits.topk(num_top).indices.int().view(-1)
-            if self._top is None or len(self._top) < len(top):
-                shape = len(self.choices) * num_top
-                self._top = torch.empty(shape, dtype=torch.int32, pin_memory=self._on_gpu)
-            self._top[: len(top)].copy_(top, non_blocking=True)
+            top = logits.topk(num_top).indices  # all of them at once, while the host has nothing to do
+            size = self._num_rows * num_top
+            if self._top is None or len(self._top) < size:
+                self._top = torch.empty(len(self.choices) * num_top, dtype=torch.int64, pin_memory=self._on_gpu)
+                self._top_on_host = self._top.numpy()
+            self._top[:size].copy_(top.view(-1), non_blocking=True)
             if self._top_is_read is not None:
                 self._top_is_read.record()
 
-    def top_tokens(self, rows: Seq[int], count: int) -> npt.NDArray[np.int32]:
+    def top_tokens(self, rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
         """The likeliest tokens of some rows of the last choice, `[len(rows), count]`, likeliest first."""
-        assert self._top is not None
         assert count <= self._num_top
         if self._top_is_read is not None:
             self._top_is_read.synchronize()
-        table = self._top[: self._num_rows * self._num_top].view(self._num_rows, self._num_top).numpy()
-        top: npt.NDArray[np.int32] = table[np.array(rows), :count]
-        return top
+        table = self._top_on_host[: self._num_rows * self._num_top].reshape(self._num_rows, self._num_top)
+        top = table[rows]
+        return top if count == self._num_top else top[:, :count]
 
     def read(self, turns: Seq[Turn]) -> list[Verdict | Exception | None]:
         """What `launch` chose for these turns, once it is there: as `choose` gives it."""

@@ -70,11 +70,14 @@ def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenT
 
 @dataclass(slots=True)
 class Lesson:
-    """Tokens that were pending or accepted in a step, and the rows of its logits behind them, for one drafter."""
+    """Tokens that were pending or accepted in a step, and the rows of its logits behind them, for one drafter.
+
+    A piece for each request.
+    """
 
     observer: TopTokenObserver
-    token_ids: list[int]
-    rows: list[int]
+    token_ids: list[npt.NDArray[np.int32]]
+    rows: list[npt.NDArray[np.int64]]
 
 
 def lessons_of(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None]) -> list[Lesson]:
@@ -83,21 +86,30 @@ def lessons_of(turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None]) -> l
     for turn, verdict in zip(turns, outcomes, strict=True):
         observer = turn.state.top_observer
         if observer is not None and observer.num_top_tokens and isinstance(verdict, Verdict):
-            lesson = seen.setdefault(id(observer), Lesson(observer, [], []))
-            lesson.token_ids += [
-                int(turn.state.tokens[turn.state.num_tokens - 1]),
-                *turn.tree.token_ids[verdict.path].tolist(),
-            ]
-            first = turn.first_row + turn.num_known
-            lesson.rows += [first, *(first + 1 + verdict.path).tolist()]
+            lesson = seen.get(id(observer))
+            if lesson is None:
+                lesson = seen[id(observer)] = Lesson(observer, [], [])
+            path, first = verdict.path, turn.first_row + turn.num_known
+            token_ids, rows = np.empty(len(path) + 1, np.int32), np.empty(len(path) + 1, np.int64)
+            token_ids[0], rows[0] = turn.state.tokens[turn.state.num_tokens - 1], first
+            if len(path):
+                token_ids[1:] = turn.tree.token_ids[path]
+                rows[1:] = path
+                rows[1:] += first + 1
+            lesson.token_ids.append(token_ids)
+            lesson.rows.append(rows)
     return list(seen.values())
 
 
-def show_drafters(lessons: Seq[Lesson], top_of: Callable[[Seq[int], int], npt.NDArray[np.integer]]) -> None:
+def show_drafters(
+    lessons: Seq[Lesson], top_of: Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.integer]]
+) -> None:
     """Give each drafter the likeliest tokens of its rows; `top_of(rows, count)` has them, likeliest first."""
     for lesson in lessons:
-        top = top_of(lesson.rows, lesson.observer.num_top_tokens)
-        lesson.observer.observe(np.array(lesson.token_ids, np.int32), top)
+        alone = len(lesson.rows) == 1
+        rows = lesson.rows[0] if alone else np.concatenate(lesson.rows)
+        token_ids = lesson.token_ids[0] if alone else np.concatenate(lesson.token_ids)
+        lesson.observer.observe(token_ids, top_of(rows, lesson.observer.num_top_tokens))
 
 
 def num_top_tokens(turns: Seq[Turn]) -> int:
@@ -109,11 +121,11 @@ def num_top_tokens(turns: Seq[Turn]) -> int:
     return most
 
 
-def top_tokens_of(logits: Tensor, rows: Seq[int], count: int) -> npt.NDArray[np.integer]:
+def top_tokens_of(logits: Tensor, rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.integer]:
     """The likeliest tokens of some rows; on a GPU with a wait."""
     if logits.device.type == "cpu" and logits.dtype is torch.float32:
-        return top_tokens(logits.detach().numpy(), np.array(rows), count)
-    top: npt.NDArray[np.int64] = logits[torch.tensor(rows, device=logits.device)].topk(count).indices.cpu().numpy()
+        return top_tokens(logits.detach().numpy(), rows, count)
+    top: npt.NDArray[np.int64] = logits[torch.from_numpy(rows).to(logits.device)].topk(count).indices.cpu().numpy()
     return top
 
 
