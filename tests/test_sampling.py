@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infercore.sampling import SamplingParams, apply_penalties_, draw, probabilities
+from infercore.sampling import SamplingParams, apply_penalties_, draw, probabilities, probabilities_without_wait
 
 
 def hf_probabilities(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -94,3 +94,17 @@ def test_values_out_of_range_are_refused_by_name(name, value):
 def test_a_wrong_number_of_params_is_refused():
     with pytest.raises(ValueError, match="2 rows, but params has 1"):
         probabilities(torch.zeros(2, 4), [SamplingParams()])
+
+
+def test_without_a_wait_rows_that_are_said_to_be_right_are_and_only_flat_nuclei_are_not():
+    logits = torch.randn(6, 700, generator=torch.Generator().manual_seed(3))
+    logits[:3] *= 9
+    params = [
+        SamplingParams(0.8, top_p=0.9), SamplingParams(1.1, top_k=40, min_p=0.01), SamplingParams(0.7, 20, 0.5),
+        SamplingParams(1.0, top_p=0.9), SamplingParams(1.0), SamplingParams(1.0, top_k=100, top_p=0.99),
+    ]  # fmt: skip
+    probs, is_right = probabilities_without_wait(logits, params)
+    assert is_right.tolist() == [True, True, True, False, True, True]
+    assert torch.equal(probs[is_right], probabilities(logits, params)[is_right])
+    assert probabilities_without_wait(logits, params[1:2] * 6)[1] is None
+    assert probabilities_without_wait(logits, params[4:5] * 3 + params[1:2] * 3)[1] is None

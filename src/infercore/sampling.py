@@ -98,17 +98,7 @@ def warp(logits: Float[Tensor, "rows vocab"], params: Sequence[SamplingParams]) 
     Raises: ValueError if the number of rows does not fit.
     Cost: O(vocab) a row, plus a sort of the best few hundred where top_p < 1.
     """
-    if len(params) != logits.shape[0]:
-        raise ValueError(f"logits has {logits.shape[0]} rows, but params has {len(params)}; pass one per row")
-    if not len(params):
-        return logits.float()
-    runs = []
-    start = 0
-    for stop in range(1, len(params) + 1):
-        if stop == len(params) or params[stop] != params[start]:
-            runs.append(_warp_run(logits[start:stop].float(), params[start]))
-            start = stop
-    return runs[0] if len(runs) == 1 else torch.cat(runs)
+    return _warped(logits, params, wait=True)[0]
 
 
 def probabilities(
@@ -125,6 +115,18 @@ def probabilities(
             probs[row] = 0
             probs[row, scores[row].argmax()] = 1
     return probs
+
+
+def probabilities_without_wait(
+    logits: Float[Tensor, "rows vocab"], params: Sequence[SamplingParams]
+) -> tuple[Float32[Tensor, "rows vocab"], Bool[Tensor, " rows"] | None]:
+    """As `probabilities` of rows that are not greedy, without a look at anything on the device.
+
+    Returns: the distributions, and which of them are right; None if all are. One is not where the tokens that hold
+        `top_p` are more than the best few hundred: `probabilities` then sorts everything.
+    """
+    scores, is_right = _warped(logits, params, wait=False)
+    return scores.softmax(-1), is_right
 
 
 def draw(probs: Float32[Tensor, "rows vocab"], generators: Sequence[torch.Generator]) -> Int64[np.ndarray, " rows"]:
@@ -144,31 +146,67 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
         raise ValueError(f"{name} is {value}, expected {expected}")
 
 
-def _warp_run(logits: Float32[Tensor, "rows vocab"], params: SamplingParams) -> Float32[Tensor, "rows vocab"]:
+def _warped(
+    logits: Float[Tensor, "rows vocab"], params: Sequence[SamplingParams], *, wait: bool
+) -> tuple[Float32[Tensor, "rows vocab"], Bool[Tensor, " rows"] | None]:
+    """Scores, and which rows are right: None means all, and with `wait` they are."""
+    if len(params) != logits.shape[0]:
+        raise ValueError(f"logits has {logits.shape[0]} rows, but params has {len(params)}; pass one per row")
+    if not len(params):
+        return logits.float(), None
+    runs, flags = [], []
+    start = 0
+    for stop in range(1, len(params) + 1):
+        if stop == len(params) or params[stop] != params[start]:
+            scores, is_right = _warp_run(logits[start:stop].float(), params[start], wait=wait)
+            runs.append(scores)
+            flags.append(is_right)
+            start = stop
+    if len(runs) == 1:
+        return runs[0], flags[0]
+    if all(flag is None for flag in flags):
+        return torch.cat(runs), None
+    every = [
+        torch.ones(len(run), dtype=torch.bool, device=run.device) if flag is None else flag
+        for run, flag in zip(runs, flags, strict=True)
+    ]
+    return torch.cat(runs), torch.cat(every)
+
+
+def _warp_run(
+    logits: Float32[Tensor, "rows vocab"], params: SamplingParams, *, wait: bool
+) -> tuple[Float32[Tensor, "rows vocab"], Bool[Tensor, " rows"] | None]:
+    is_right = None
     if params.is_greedy:
-        return logits
+        return logits, None
     scaled = logits / params.temperature
     if 0 < params.top_k < scaled.shape[1]:
         kth = scaled.topk(params.top_k, dim=-1).values[:, -1:]
         scaled = torch.where(scaled < kth, -torch.inf, scaled)
     if params.top_p < 1:
-        scaled = _keep_nucleus(scaled, params.top_p, params.top_k)
+        scaled, is_right = _keep_nucleus(scaled, params.top_p, params.top_k, wait=wait)
     if params.min_p > 0:
         floor = scaled.amax(-1, keepdim=True) + math.log(params.min_p)
         scaled = torch.where(scaled < floor, -torch.inf, scaled)
-    return scaled
+    return scaled, is_right
 
 
-def _keep_nucleus(scaled: Float32[Tensor, "rows vocab"], top_p: float, top_k: int) -> Float32[Tensor, "rows vocab"]:
+def _keep_nucleus(
+    scaled: Float32[Tensor, "rows vocab"], top_p: float, top_k: int, *, wait: bool
+) -> tuple[Float32[Tensor, "rows vocab"], Bool[Tensor, " rows"] | None]:
     """A token stays if the tokens above it hold less than `top_p`. Everything is sorted only where the best few hundred
-    do not hold that much."""
+    do not hold that much; without `wait` such rows are told of instead."""
     width = min(scaled.shape[1], max(top_k, _FIRST_SORT_WIDTH))
     best = scaled.topk(width, dim=-1).values
     normaliser = scaled.logsumexp(-1, keepdim=True)
     last, covered = _last_kept(best, normaliser, top_p)
-    if width < scaled.shape[1] and not bool(covered.all()):
-        last, _ = _last_kept(_sorted(scaled), normaliser, top_p)
-    return torch.where(scaled < last, -torch.inf, scaled)
+    is_right = None
+    if width < scaled.shape[1]:
+        if not wait:
+            is_right = covered
+        elif not bool(covered.all()):
+            last, _ = _last_kept(_sorted(scaled), normaliser, top_p)
+    return torch.where(scaled < last, -torch.inf, scaled), is_right
 
 
 def _last_kept(

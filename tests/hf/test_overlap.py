@@ -6,6 +6,7 @@ On a CPU nothing runs at the same time, but everything happens in the same order
 import numpy as np
 import pytest
 import torch
+import transformers
 from tests.hf.drafters import OracleDrafter
 from tests.hf.test_equals_hf import assert_nothing_lost, byte_vocabulary
 from tests.hf.test_requests import ByteTokenizer
@@ -168,6 +169,101 @@ def test_copies_and_those_that_leave_while_a_step_with_drafts_is_under_way(model
     assert_nothing_lost(engine)
 
 
+def plant(monkeypatch, target, name, call):
+    """An interrupt at the `call`-th call of `target.name`."""
+    original, calls = getattr(target, name), 0
+
+    def explode(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt("planted")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, explode)
+
+
+DRAWS = {
+    "temperature": {"temperature": 1.0},
+    "top-k": {"temperature": 1.4, "top_k": 7},
+    "top-p": {"temperature": 0.7, "top_p": 0.8},
+    "all": {"temperature": 1.2, "top_k": 40, "top_p": 0.95, "min_p": 0.02},
+}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("draws", DRAWS)
+def test_draws_are_those_of_steps_one_after_the_other(model, expected, draws, graphs):
+    """Also alone, in a batch, beside greedy requests and beside grammars: a seed gives one output."""
+    results = {}
+    for overlap in (False, True):
+        engine = engine_of(model, overlap=overlap, graphs=graphs, num_pages=300)
+        requests = [
+            engine.request(PROMPTS[0], max_new_tokens=NEW, seed=5, **DRAWS[draws]),
+            engine.request(PROMPTS[1], max_new_tokens=NEW),
+            engine.request(PROMPTS[2], max_new_tokens=40, seed=6, grammar=json_schema(SCHEMA), **DRAWS[draws]),
+            engine.request(PROMPTS[3], max_new_tokens=NEW, seed=7, **DRAWS["temperature"]),
+        ]
+        handles = []
+        for request in requests:
+            handles += engine.submit(request)
+            engine.step()
+        ahead, _ = flights(engine)
+        assert ahead > NEW - 6 if overlap else ahead == 0
+        results[overlap] = [h.completion.token_ids for h in handles]
+        alone = [engine.generate(r.prompt_ids, max_new_tokens=NEW, seed=5, **DRAWS[draws]) for r in requests[:1]]
+        assert alone[0][0].token_ids == results[overlap][0]
+        assert_nothing_lost(engine)
+    assert results[True] == results[False]
+    assert results[True][0] != expected[0]
+    assert results[True][1] == expected[1]
+
+
+@pytest.mark.parametrize("call", range(2, 7))
+@pytest.mark.parametrize("where", ["forward", "read", "append", "commit"])
+def test_a_draw_that_an_interrupt_cut_off_is_made_again(model, where, call, monkeypatch):
+    wanted = engine_of(model, overlap=False).generate(PROMPTS[:3], max_new_tokens=NEW, seed=3, temperature=1.0)
+    engine = engine_of(model)
+    target, name = {
+        "forward": (engine._model, "forward"),
+        "read": (engine._stepper._chosen, "read"),
+        "append": (settle_module, "append"),
+        "commit": (step_module, "reserve_spare"),
+    }[where]
+    plant(monkeypatch, target, name, call)
+    handles = [engine.submit(engine.request(p, max_new_tokens=NEW, seed=3, temperature=1.0))[0] for p in PROMPTS[:3]]
+    with pytest.raises(KeyboardInterrupt, match="planted"):
+        flights(engine)
+    engine.invalidate()  # so is one whose step was dropped
+    flights(engine)
+    assert [h.completion.token_ids for h in handles] == [c.token_ids for c in wanted]
+    assert_nothing_lost(engine)
+
+
+def test_distributions_that_are_too_flat_for_the_device_are_drawn_from_on_the_host(monkeypatch):
+    """A nucleus of more than 256 tokens: such a request steps one after the other, the others beside it unharmed."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=600, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, eos_token_id=None, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    large = transformers.LlamaForCausalLM(config).eval()
+    large.lm_head.weight.data *= 200
+    options = [{"temperature": 8.0, "top_p": 0.98}, {"temperature": 0.4, "top_p": 0.3}, {}]
+    results = {}
+    for overlap in (False, True):
+        engine = Engine(large, overlap=overlap, num_pages=120, page_size=4)
+        handles = [
+            engine.submit(engine.request(p, max_new_tokens=NEW, seed=i, **o))[0]
+            for i, (p, o) in enumerate(zip(PROMPTS, options, strict=False))
+        ]
+        flights(engine)
+        results[overlap] = [h.completion.token_ids for h in handles]
+        assert [h._state.draws_on_host for h in handles] == [overlap, False, False]
+        assert_nothing_lost(engine)
+    assert results[True] == results[False]
+
+
 def test_pages_that_are_short_while_steps_with_drafts_are_under_way(model, expected):
     engine = engine_of(model, num_pages=30)
     done = engine.generate(PROMPTS, max_new_tokens=NEW, drafter=oracle(expected))
@@ -222,16 +318,7 @@ def test_an_interrupt_anywhere_loses_nothing(model, expected, where, call, monke
         "drafts": (step_module, "reserve"),
         "told": (step_module, "tell"),
     }[where]
-    original, calls = getattr(target, name), 0
-
-    def explode(*args, **kwargs):
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise KeyboardInterrupt("planted")
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(target, name, explode)
+    plant(monkeypatch, target, name, call)
     handles = [engine.submit(engine.request(p, max_new_tokens=NEW, drafter=drafter))[0] for p in PROMPTS[:3]]
     told = {h.request_id: [] for h in handles}
     with pytest.raises(KeyboardInterrupt, match="planted"):

@@ -72,31 +72,60 @@ def tiny_vocabulary_model():
     return model
 
 
-@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.85, "top_k": 4}])
-def test_drawn_draft_trees_leave_the_distribution_of_three_tokens_exact(options):
-    """Chi-square of 4000 outputs of three tokens against the product of the target's own conditional distributions."""
-    model = tiny_vocabulary_model()
-    prompt = [1, 2, 3]
+OPTIONS = [{"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.85, "top_k": 4}]
+PROMPT = [1, 2, 3]
+
+
+def law_of_three_tokens(model, options):
+    """Probability of every output of three tokens, from Hugging Face's forward."""
     params = SamplingParams(**options)
     expected = {}
     with torch.no_grad():
         for a in range(5):
             for b in range(5):
-                logits = model(torch.tensor([[*prompt, a, b]])).logits[0, 2:]
+                logits = model(torch.tensor([[*PROMPT, a, b]])).logits[0, 2:]
                 first, second, third = probabilities(logits, [params] * 3)
                 for c in range(5):
                     expected[a, b, c] = float(first[a] * second[b] * third[c])
     assert sum(expected.values()) == pytest.approx(1, abs=1e-5)
-    engine = Engine(model, num_pages=600, page_size=4, max_running=256)
-    drafter = DrawingDrafter(torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15]), torch.Generator().manual_seed(9))
-    num = 4000
-    done = engine.generate([prompt], n=num, max_new_tokens=3, seed=100, drafter=drafter, **options)
-    assert sum(c.stats.num_accepted_tokens for c in done) > num // 2
+    return expected
+
+
+def assert_distributed(done, expected):
     counts = dict.fromkeys(expected, 0)
     for completion in done:
         counts[tuple(completion.token_ids)] += 1
     assert all(counts[k] == 0 for k, p in expected.items() if p == 0)
-    likely = {k: p * num for k, p in expected.items() if p * num >= 5}
+    likely = {k: p * len(done) for k, p in expected.items() if p * len(done) >= 5}
     statistic = sum((counts[k] - e) ** 2 / e for k, e in likely.items())
     degrees = len(likely) - 1
     assert statistic < degrees + 3.1 * (2 * degrees) ** 0.5 + 6  # beyond the 0.1% quantile for these sizes
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_drawn_draft_trees_leave_the_distribution_of_three_tokens_exact(options):
+    """Chi-square of 4000 outputs of three tokens against the product of the target's own conditional distributions."""
+    model = tiny_vocabulary_model()
+    expected = law_of_three_tokens(model, options)
+    engine = Engine(model, num_pages=600, page_size=4, max_running=256)
+    drafter = DrawingDrafter(torch.tensor([0.1, 0.2, 0.3, 0.25, 0.15]), torch.Generator().manual_seed(9))
+    num = 4000
+    done = engine.generate([PROMPT], n=num, max_new_tokens=3, seed=100, drafter=drafter, **options)
+    assert sum(c.stats.num_accepted_tokens for c in done) > num // 2
+    assert_distributed(done, expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_draws_of_steps_that_overlap_have_the_distribution_of_three_tokens(options):
+    """Two thousand requests of one prompt, 32 at a time, whose numbers come from generators of neighbouring seeds."""
+    model = tiny_vocabulary_model()
+    engine = Engine(model, num_pages=600, page_size=4, max_running=32, overlap=True)
+    requests = [engine.request(PROMPT, max_new_tokens=3, seed=seed, **options) for seed in range(2000)]
+    handles = [engine.submit(request)[0] for request in requests]
+    ahead = 0
+    while engine.num_unfinished:
+        engine.step()
+        flight = engine._stepper._flight
+        ahead += flight is not None and any(rows.source >= 0 for _, rows in flight.work)
+    assert ahead > engine.stats.num_forwards // 3
+    assert_distributed([handle.completion for handle in handles], law_of_three_tokens(model, options))

@@ -1,4 +1,4 @@
-"""`ChosenTokens`: the best token of every row of a step, chosen on the device and read when the host needs them.
+"""`ChosenTokens`: the tokens of a step, chosen or drawn on the device and read when the host needs them.
 
 Until then the device goes on: the next step's rows may begin with these tokens (`Rows.source`), and its forward runs
 while the host reads them, advances grammars and fills the masks of the next choice.
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from infercore.hf.choices import Choices
 from infercore.hf.choose import Turn, bad_row_error
+from infercore.hf.drawn import DrawnTokens
 from infercore.kernels import apply_token_bitmask_
 from infercore.speculative import Verdict, verify_greedy
 
 
 class ChosenTokens:
-    """Greedy choices of steps in which every request asks for nothing else than that, with a grammar or without.
+    """Choices of steps in which no request has penalties, processors, or rows to be kept; with grammars or without.
 
-    One step's choice is read before the next one is launched.
+    Greedy ones may have drafts, draws may not. One step's choice is read before the next one is launched.
 
     Args:
         choices: where they stand on the device, for the next step's forward.
@@ -30,6 +31,7 @@ class ChosenTokens:
     def __init__(self, choices: Choices) -> None:
         self.choices = choices
         self._on_gpu = choices.tokens.device.type == "cuda"
+        self._drawn = DrawnTokens(choices)
         self._bitmask: Tensor | None = None
         self._top: Tensor | None = None
         self._top_on_host = np.empty(0, np.int64)
@@ -37,12 +39,14 @@ class ChosenTokens:
         self._top_is_read = torch.cuda.Event() if self._on_gpu else None  # type: ignore[no-untyped-call]
 
     def serves(self, turns: Seq[Turn], num_rows: int) -> bool:
-        """Whether all these requests want the best token of each of their rows, and these are few enough."""
+        """Whether all these requests want nothing but a choice for each of their rows, and these are few enough."""
         if num_rows > len(self.choices) or len({turn.first_row for turn in turns}) < len(turns):
             return False  # copies of a prompt share a row, and each may have a grammar of its own
         for turn in turns:
             request = turn.state.request
-            if request.keeps_rows or (turn.samples and not (turn.is_plain and request.sampling.is_greedy)):
+            if request.keeps_rows or (turn.samples and not turn.is_plain):
+                return False
+            if turn.samples and not request.sampling.is_greedy and (turn.tree.num_nodes or turn.state.draws_on_host):
                 return False
         return True
 
@@ -61,6 +65,7 @@ class ChosenTokens:
             is_chosen = False
         if not is_chosen:
             self.choices.choose(logits)
+        self._drawn.launch(turns, logits)
         self.choices.fetch(self._num_rows, logits.dtype)
         if num_top:
             top = logits.topk(num_top).indices  # all of them at once, while the host has nothing to do
@@ -82,7 +87,10 @@ class ChosenTokens:
         return top if count == self._num_top else top[:, :count]
 
     def read(self, turns: Seq[Turn]) -> list[Verdict | Exception | None]:
-        """What `launch` chose for these turns, once it is there: as `choose` gives it."""
+        """What `launch` chose for these turns, once it is there: as `choose` gives it.
+
+        A draw that the device could not make is missing (None); its request draws on the host from now on.
+        """
         ids, is_bad = self.choices.read()
         outcomes: list[Verdict | Exception | None] = [None] * len(turns)
         members, targets = [], []
@@ -93,6 +101,8 @@ class ChosenTokens:
             stop = first + 1 + turn.tree.num_nodes
             if is_bad is not None and is_bad[first:stop].any():
                 outcomes[i] = bad_row_error()
+            elif not self._drawn.is_right(first):
+                turn.state.draws_on_host = True
             else:
                 members.append(i)
                 targets.append(ids[first:stop])

@@ -56,8 +56,8 @@ class Engine:
         cuda_graphs: run steps of up to 256 rows as CUDA graphs, see `warmup`; None: on a GPU, if the model allows it.
         fuse_layers: put the model's layers through torch.compile before they are captured: fewer kernels, logits that
             differ by rounding, and a first capture that takes longer, once a machine.
-        overlap: start a step's forward before the tokens of the last one are read, where these are greedy choices, with
-            grammars or without; None: on a GPU.
+        overlap: start a step's forward before the tokens of the last one are read, where these are choices or draws,
+            with grammars or without; None: on a GPU.
         policy: what leaves the prefix cache first, see `infercore.radix.eviction`; None: the least recently used.
         host_cache_bytes: keep what leaves the prefix cache in so much host memory, pinned where the model is on a GPU
             (a second or so for every few GB, now), and copy it back where a prompt goes on with it, while others run.

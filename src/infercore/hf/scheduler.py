@@ -129,9 +129,10 @@ class Scheduler:
         ]
 
     def mend(self) -> None:
-        """Put right what a step that was cut off left: reserved slots, rows that nobody read, copies left behind."""
+        """Put right what a step that was cut off left: reserved slots, rows and draws that nobody read, copies."""
         for state in self.running:
             state.source = None
+            state.undraw()
             if state.sequence is not None and state.sequence.num_reserved:
                 state.sequence.commit([])
         for state in list(self.running):

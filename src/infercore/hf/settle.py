@@ -34,7 +34,7 @@ def _settle(scheduler: Scheduler, flight: Flight, outcomes: Outcomes) -> None:
         state.source = None
         if rows is None and state.sequence is None:
             continue  # a copy whose leader failed a moment ago: the scheduler lets it go on alone
-        is_first = turn.samples and not state.num_output
+        is_first = outcome is not None and not state.num_output
         if isinstance(outcome, Exception):
             state.fail(outcome)
         elif outcome is not None:
@@ -59,6 +59,7 @@ def append(state: RequestState, turn: Turn, verdict: Verdict) -> int:
     try:
         before = state.num_tokens
         count = state.append(verdict.token_ids(turn.tree).tolist())
+        state.keep_draw()
         if state.pending_rows:
             keep_chosen(state, count)
         if state.grammar is not None:

@@ -54,6 +54,8 @@ class RequestState:
         self.top_observer = drafter if speculates and isinstance(drafter, TopTokenObserver) else None
         self.feature_observers = feature_observers(drafter) if speculates else []
         self.generator, self.draft_generator = _generators(request)
+        self.draws_on_host = False  # its distributions are too flat for the device
+        self._undrawn: torch.Tensor | None = None
         self.sequence: Sequence | None = None
         self.source: int | None = None  # of a token that was chosen and not read yet: see `Rows.source`
         self.followers: list[RequestState] = []  # copies of the prompt that take this one's prefill by fork
@@ -164,6 +166,21 @@ class RequestState:
     def _forced_tokens(self) -> npt.NDArray[np.int32]:
         assert self.grammar is not None
         return self.grammar.forced_tokens()
+
+    def draw(self) -> float:
+        """A number for its next token, which counts once `keep_draw` was called."""
+        self._undrawn = self.generator.get_state()
+        return float(torch.rand((), generator=self.generator, dtype=torch.float64))
+
+    def keep_draw(self) -> None:
+        """The token of the last draw was read."""
+        self._undrawn = None
+
+    def undraw(self) -> None:
+        """Take a draw back whose token was not read: the next one gives the same number."""
+        if self._undrawn is not None:
+            self.generator.set_state(self._undrawn)
+            self._undrawn = None
 
     def fill_known(self, bitmask: torch.Tensor, first_output: int) -> None:
         """The grammar's masks at output positions that stand already, from `first_output` on, one per row."""

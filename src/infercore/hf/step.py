@@ -50,7 +50,7 @@ class Stepper:
 
     Args:
         overlap: start the next forward as early as can be: before the tokens of the last one are read, where nothing
-            but a greedy choice, with a grammar or without, is asked for; else as soon as they are.
+            but a choice or a draw, with a grammar or without, is asked for; else as soon as they are.
     """
 
     def __init__(
@@ -125,7 +125,9 @@ class Stepper:
         outcomes = self._read(flight)
         step_time_s = self._time(flight, is_gap=following is None)
         self._learn(flight, outcomes, step_time_s)
-        if following is not None and following.learn_tokens():
+        if any(turn.samples and outcome is None for turn, outcome in zip(flight.turns, outcomes, strict=True)):
+            self.drop()  # a draw could not be made: its row is computed again
+        elif following is not None and following.learn_tokens():
             self._start_choice(following)
             self._flight = following
         elif self.overlap and not any(state.is_done for state in self.scheduler.running):
