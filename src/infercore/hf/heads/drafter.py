@@ -21,6 +21,7 @@ from infercore.hf.heads.expand import Expansion, NewEntries, Shape
 from infercore.hf.heads.kv import HeadKV, below, causal
 from infercore.speculative import DraftModelDrafter, DraftRequest, TokenTree
 
+_MAX_NEW = 32  # features that may wait: what an accepted draft brings, also one of another drafter
 _CHUNK = 512
 
 
@@ -65,7 +66,7 @@ class EagleDrafter:
         self.head = head
         self.feature_layers = feature_layers
         self._vocab_size = vocab_size
-        self._max_new = max(8, max_depth + 2)  # what an accepted draft brings goes in at once, behind what was the last
+        self._max_new = max(_MAX_NEW, max_depth + 2)
         self._kv = HeadKV(
             head.config, parameter.dtype, parameter.device, feature_size=head.feature_size, max_new=self._max_new
         )

@@ -20,6 +20,7 @@ from infercore.hf.heads.kv import HeadKV, below, buckets, causal
 from infercore.kernels import expand_frontier
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_NEW = (8, 16, 32)
 _FIRST_GRAPH_LENGTH = 512  # shorter ones cost a GPU the same, and a graph each
 
 Candidates = tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], list[npt.NDArray[np.float32]]]
@@ -84,7 +85,7 @@ class Expansion:
                 "it to a GPU, or leave it out"
             )
         self.uses_graphs = on_gpu if cuda_graphs is None else cuda_graphs
-        self._replays: dict[tuple[int, int, int], _Captured] = {}
+        self._replays: dict[tuple[int, int, int, int], _Captured] = {}
         self._started: tuple[int, Callable[[], npt.NDArray[np.int32]]] | None = None
         self._no_source = torch.zeros(1, head.feature_size, dtype=kv.waiting.dtype, device=self._device)
         self._last_source: Tensor | None = None
@@ -110,24 +111,25 @@ class Expansion:
                 is queued now has run.
         """
         self.finish()
-        max_new = self._kv.waiting.shape[1]
-        needed = max(each.length for each in entries) + max_new + self._shape.num_entries
-        batch = _fitting(_BATCHES, len(entries)) if self.uses_graphs else len(entries)
+        batch, new = len(entries), max(len(each.next_tokens) for each in entries)
+        if self.uses_graphs:
+            batch, new = _fitting(_BATCHES, batch), _fitting(_NEW, new)
+        needed = max(each.length for each in entries) + new + self._shape.num_entries
         length = buckets(needed, _FIRST_GRAPH_LENGTH) if self.uses_graphs else buckets(needed)
         self._kv.reserve(length)
-        numbers = np.zeros((batch, 4 + 2 * max_new), np.int64)
+        numbers = np.zeros((batch, 4 + 2 * new), np.int64)
         numbers[:, 3] = 1
-        numbers[:, 4 + max_new :] = -1
+        numbers[:, 4 + new :] = -1
         for row, each in zip(numbers, entries, strict=False):
             count = len(each.next_tokens)
             row[:4] = each.slot, each.length, each.first, count
             row[4 : 4 + count] = each.next_tokens
             if len(each.rows):
-                row[4 + max_new + count - len(each.rows) : 4 + max_new + count] = each.rows
+                row[4 + new + count - len(each.rows) : 4 + new + count] = each.rows
         if source is None:
             source = self._no_source if self._last_source is None else self._last_source
         self._last_source = source
-        self._started = len(entries), self._call(batch, length, numbers, source)
+        self._started = len(entries), self._call(numbers, source, length)
 
     def finish(self) -> Candidates | None:
         """Candidates of the draft that was started, in its order; None if none was."""
@@ -136,16 +138,14 @@ class Expansion:
         (count, read), self._started = self._started, None
         return self._candidates(read(), count)
 
-    def _call(
-        self, batch: int, length: int, numbers: npt.NDArray[np.int64], source: Tensor
-    ) -> Callable[[], npt.NDArray[np.int32]]:
+    def _call(self, numbers: npt.NDArray[np.int64], source: Tensor, length: int) -> Callable[[], npt.NDArray[np.int32]]:
         if not self.uses_graphs:
             out = self._draft(torch.from_numpy(numbers).to(self._device), source, length)
             return lambda: out.cpu().numpy()
         if self._generation != self._kv.generation:
             self._replays.clear()
             self._generation = self._kv.generation
-        key = batch, length, source.data_ptr()
+        key = *numbers.shape, length, source.data_ptr()
         captured = self._replays.get(key)
         if captured is None:
             draft = partial(self._draft, source=_whole(source), length=length)
@@ -185,7 +185,7 @@ class Expansion:
         positions = (first + starts)[:, None] + torch.arange(new, device=tokens.device)
         places = causal(starts, counts, new, length, slots)
         told = source[rows.clamp_min(0)]
-        features = torch.where(rows[..., None] < 0, self._kv.waiting.index_select(0, slots), told)
+        features = torch.where(rows[..., None] < 0, self._kv.waiting[:, :new].index_select(0, slots), told)
         last = (counts - 1)[:, None]
         out = head(tokens, head.project(features), positions, partial(self._kv.attend, places))
         self._kv.waiting[slots, 0] = _rows(features, last)[:, 0]  # stays: its entry comes with the next draft again
