@@ -22,7 +22,7 @@ from infercore.hf import EagleDrafter, Engine
 from infercore.speculative import SpeedController, SuffixDrafter, Union
 from speculative import commit, group_of, machine, prompt_ids, questions, show
 
-SIZES = (8, 16, 32)
+SIZES = (16, 32)
 SHAPES = ((3, 4, 4), (4, 4, 4), (4, 8, 8), (5, 4, 4), (5, 6, 6), (5, 8, 8), (6, 6, 6), (7, 4, 4), (8, 8, 8))
 
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--shape", type=int, nargs=3, default=(5, 6, 6), metavar=("DEPTH", "BRANCHING", "WIDTH"))
+    parser.add_argument("--shape", type=int, nargs=3, default=(4, 4, 4), metavar=("DEPTH", "BRANCHING", "WIDTH"))
     parser.add_argument("--shapes", action="store_true", help="only accept lengths, by the shape of the draft")
     parser.add_argument("--generate-every", type=int, default=12, help="Hugging Face's questions; 0: leave it out")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no question later than this")
@@ -87,7 +87,12 @@ class Bench:
     def eagle(self, shape: tuple[int, int, int] | None = None) -> EagleDrafter:
         depth, branching, width = shape or self.arguments.shape
         return EagleDrafter.from_pretrained(
-            self.arguments.head, self.model, max_depth=depth, branching=branching, num_expanded=width
+            self.arguments.head,
+            self.model,
+            max_depth=depth,
+            branching=branching,
+            num_expanded=width,
+            fuse_layers=self.device.type == "cuda",
         )
 
     def conditions(self) -> str:
@@ -123,8 +128,11 @@ class Bench:
         gained: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
         differing: dict[str, int] = defaultdict(int)
         beside: dict[str, float] = defaultdict(float)  # over Hugging Face's questions
-        for question in questions()[-2:]:  # warm up, compile, capture
-            prompt = prompt_ids(self.tokenizer, question)
+        if self.device.type == "cuda":
+            for engine in (self.plain, self.engine):
+                engine.warmup(batch=1, rows=64, progress=False)
+        longest = sorted((prompt for prompt, _ in self.prompts), key=len)
+        for prompt in (longest[0], longest[len(longest) // 2], longest[-1]):  # warm up, compile, capture
             for drafter, nodes, controller in contestants.values():
                 self.ours(prompt, drafter, nodes, controller)
             if peer is not None:

@@ -1,6 +1,6 @@
 """Does training-free speculation pay on a GPU, where plain decoding runs by CUDA graphs without gaps?
 
-    python bench/engine_speculative.py --traces FILE [--questions 24] [--save FILE]       # needs a CUDA GPU
+    python bench/engine_speculative.py --traces FILE [--questions 80] [--save FILE]       # needs a CUDA GPU
 
 SmolLM2-135M-Instruct in bfloat16 on Spec-Bench questions, greedy, one at a time and eight together: Hugging Face's
 `generate`, our engine plain, with drafts of fixed sizes, with the controller. Decoding is timed, from the first token
@@ -44,16 +44,17 @@ FIXED = (8, 16, 32)
 
 
 class Ours:
-    """One engine, whose drafter goes on learning from question to question."""
+    """A way to decode on an engine that others use as well; its drafter goes on learning from question to question."""
 
-    def __init__(self, model: Any, drafter: Drafter | None, nodes: int, controller: Any = None) -> None:
-        self.engine = Engine(model, num_pages=4000, fuse_layers=True, controller=controller, max_running=8)
+    def __init__(self, engine: Engine, drafter: Drafter | None, nodes: int, controller: Any = None) -> None:
+        self.engine, self.controller = engine, controller
         self.drafter, self.nodes = drafter, nodes
         self.seconds, self.tokens, self.steps = 0.0, 0, 0
         self.sums: dict[str, float] = defaultdict(float)
 
     def run(self, prompts: list[list[int]], new: int) -> list[list[int]]:
         engine = self.engine
+        engine.controller = self.controller
         engine.cache.clear()
         handles = [
             engine.submit(engine.request(p, max_new_tokens=new, drafter=self.drafter, max_draft_nodes=self.nodes))[0]
@@ -129,7 +130,7 @@ class Judge:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--traces", type=Path, required=True)
-    parser.add_argument("--questions", type=int, default=24)
+    parser.add_argument("--questions", type=int, default=80)
     parser.add_argument("--new", type=int, default=128)
     parser.add_argument("--quick", action="store_true", help="no outputs of Hugging Face, no exactness")
     parser.add_argument("--save", type=Path)
@@ -158,15 +159,16 @@ def main() -> None:
     hf = len(outs[0]) / seconds
     outputs: dict[int, dict[str, list[list[int]]]] = {}
     for batch in (1, 8):
-        contestants = {"plain": Ours(model, None, 0)}
+        engine = Engine(model, num_pages=4000, fuse_layers=True, max_running=8)
+        engine.warmup(batch=batch, rows=256, progress=False)
+        contestants = {"plain": Ours(engine, None, 0)}
         for name, make in DRAFTERS.items():
             for nodes in FIXED if batch == 1 else FIXED[:1]:
-                contestants[f"{name}, {nodes} nodes"] = Ours(model, make(), nodes)
-        controlled = Ours(model, DRAFTERS["suffix + recycling"](), 32, SpeedController())
+                contestants[f"{name}, {nodes} nodes"] = Ours(engine, make(), nodes)
+        curve = engine.cost_curve(refresh=True)
+        controlled = Ours(engine, DRAFTERS["suffix + recycling"](), 32, SpeedController(curve))
         contestants["suffix + recycling, controller"] = controlled
-        controlled.engine.controller.curve = controlled.engine.cost_curve(refresh=True)
         for c in contestants.values():
-            c.engine.warmup(batch=batch, rows=256, progress=False)
             c.run([list(range(1000 + 40 * i, 1030 + 40 * i)) for i in range(batch)], 16)  # of no question
             c.seconds, c.tokens, c.steps = 0.0, 0, 0
             c.sums.clear()
@@ -183,8 +185,8 @@ def main() -> None:
             *(f"| {name} | {c.row(contestants['plain'], hf)}" for name, c in contestants.items()),
         )  # fmt: skip
         if batch == 1:
-            show("", contestants["suffix + recycling, controller"].engine.report())
-        del contestants, controlled
+            show("", "```text", engine.report(), "```")
+        del contestants, controlled, engine
         torch.cuda.empty_cache()
     show("", mixed_steps(model, path, prompts))
     if args.quick:
