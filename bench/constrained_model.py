@@ -38,7 +38,7 @@ def is_valid(schema: Any, text: str) -> bool:
 
 
 def run_group(
-    engine: Engine, tokenizer: Any, schemas: dict[int, Any], limits: list[int], first_jumps: bool
+    engine: Engine, tokenizer: Any, schemas: dict[int, Any], limits: list[int], jumps: tuple[bool, ...]
 ) -> dict[int, dict[str, Any]]:
     """What came out for each schema, in one batch, by limit and by jump-forward. Time is shared out evenly."""
     texts = {
@@ -50,7 +50,7 @@ def run_group(
     }  # fmt: skip
     records: dict[int, dict[str, Any]] = {index: {"batch": len(schemas), "runs": []} for index in schemas}
     for limit in limits:
-        for jump in (first_jumps, not first_jumps):
+        for jump in jumps:
             engine.invalidate()
             fresh = {index: json_schema(schema).bind(engine.vocabulary) for index, schema in schemas.items()}
             forwards = engine.stats.num_forwards
@@ -110,8 +110,9 @@ def table(
             }
             for jump in (True, False)
         }
-        equal = sum(run["token_ids"] == runs[False][i]["token_ids"] for i, run in runs[True].items())
-        for jump in (True, False):
+        both = runs[True].keys() & runs[False].keys()
+        equal = sum(runs[True][i]["token_ids"] == runs[False][i]["token_ids"] for i in both)
+        for jump in (jump for jump in (True, False) if runs[jump]):
             own = runs[jump]
             fits = {i: run for i, run in own.items() if taken[i]["least"] <= limit or run["valid"]}
             invalid = {i: run for i, run in fits.items() if not run["valid"]}
@@ -123,14 +124,14 @@ def table(
                 key: sum(run[key] for run in own.values()) for key in ("forced", "forwards", "seconds", "cpu_seconds")
             }
             ratios = [
-                sum(run[key] for run in runs[False].values()) / max(sum(run[key] for run in runs[True].values()), 1e-9)
+                sum(runs[False][i][key] for i in both) / max(sum(runs[True][i][key] for i in both), 1e-9)
                 for key in ("seconds", "cpu_seconds")
             ]
             lines.append(
                 f"| {limit} | {'on' if jump else 'off'} | {len(fits) - len(invalid)} | {len(invalid)} | "
                 f"{len(own) - len(fits)} | {sum(len(run['token_ids']) for run in own.values())} | {total['forced']} | "
                 f"{total['forwards']:.0f} | {total['seconds']:.1f} | {total['cpu_seconds']:.1f} | "
-                f"{ratios[0]:.2f}, {ratios[1]:.2f} | {equal} of {len(own)} |"
+                f"{ratios[0]:.2f}, {ratios[1]:.2f} | {equal} of {len(both)} |"
             )
     return lines, failures
 
@@ -144,9 +145,11 @@ def main() -> None:
     parser.add_argument("--tokens", default="32,256")
     parser.add_argument("--seconds", type=float, default=450.0, help="stop taking schemas after so long")
     parser.add_argument("--records", type=Path, help="file of what was run: a later call goes on behind its last line")
+    parser.add_argument("--jump", default="on,off", help="on, off, or both: jump-forward in turns")
     parser.add_argument("--save", action="store_true")
     arguments = parser.parse_args()
     limits = [int(n) for n in arguments.tokens.split(",")]
+    jumps = tuple(word == "on" for word in arguments.jump.split(","))
     records: dict[int, dict[str, Any]] = {}
     if arguments.records is not None and arguments.records.exists():
         records = {line["index"]: line for line in map(json.loads, arguments.records.read_text().splitlines())}
@@ -163,7 +166,7 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
         engine = Engine(model, tokenizer)
-        run_group(engine, tokenizer, {0: {"type": "integer"}}, [4], True)  # loads code
+        run_group(engine, tokenizer, {0: {"type": "integer"}}, [4], (True, False))  # loads code
         begin = time.perf_counter()
         files = maskbench(4 * arguments.schemas, arguments.seed)
         index = 0
@@ -182,7 +185,8 @@ def main() -> None:
             group = dict(list(group.items())[: arguments.schemas - num_taken])
             if not group:
                 break
-            done = run_group(engine, tokenizer, group, limits, len(records) // arguments.batch % 2 == 0)
+            turns = jumps if len(records) // arguments.batch % 2 == 0 else jumps[::-1]
+            done = run_group(engine, tokenizer, group, limits, turns)
             records |= {i: {"index": i, **record} for i, record in done.items()}
             if arguments.records is not None:
                 arguments.records.write_text("".join(json.dumps(record) + "\n" for record in records.values()))
