@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from infercore.constrained.bitmask import Bitmask
 from infercore.constrained.grammar import Grammar
 
+_MAX_TASKS = 8  # that a batch is shared out to; each costs some 30 µs
+
 
 def fill_batch(
     grammars: Sequence[Grammar],
@@ -17,8 +19,10 @@ def fill_batch(
 ) -> None:
     """Write the allowed tokens of each sequence to its row of `bitmask`, int32 [>= len(states), words] on the CPU.
 
-    Rows of one grammar stay on one thread, for a grammar is not thread-safe; the loops behind a mask that is met for
-    the first time run without the GIL, the Python around them does not.
+    Masks that are kept are copied on the calling thread. The others are shared out, rows of one grammar to one thread,
+    for a grammar is not thread-safe. Their loops run without the GIL, the Python around them does not: threads help
+    where masks take long walks over the vocabulary (regexes), not where most of the time new states are defined (JSON
+    Schemas); bench/results/constrained-fill.md has both.
 
     Args:
         grammars, states: of each sequence; a grammar may stand there more than once.
@@ -31,22 +35,32 @@ def fill_batch(
             f"got {len(grammars)} grammars, {len(states)} states and "
             f"{'no' if budgets is None else len(budgets)} budgets; pass one of each for every sequence"
         )
-    rows: dict[int, list[int]] = {}
+
+    def fill(row: int) -> None:
+        budget = None if budgets is None else budgets[row]
+        grammars[row].fill_bitmask([states[row]], bitmask[row : row + 1], budgets=None if budget is None else [budget])
+
+    def fill_all(several: list[list[int]]) -> None:
+        for rows in several:
+            for row in rows:
+                fill(row)
+
+    missing: dict[int, list[int]] = {}
     for row, grammar in enumerate(grammars):
-        rows.setdefault(id(grammar), []).append(row)
-
-    def fill(own: list[int]) -> None:
-        for row in own:
-            budget = None if budgets is None else budgets[row]
-            grammars[row].fill_bitmask(
-                [states[row]], bitmask[row : row + 1], budgets=None if budget is None else [budget]
-            )
-
-    if pool is None or len(rows) < 2:
-        for own in rows.values():
-            fill(own)
+        is_plain = budgets is None or budgets[row] is None
+        if pool is None or (is_plain and grammar.has_mask(states[row])):
+            fill(row)
+        else:
+            missing.setdefault(id(grammar), []).append(row)
+    if pool is None or not missing:
         return
-    running = [pool.submit(fill, own) for own in rows.values()]
-    errors = [error for task in running if (error := task.exception()) is not None]
+    shares = [share for n in range(_MAX_TASKS) if (share := list(missing.values())[n::_MAX_TASKS])]
+    running = [pool.submit(fill_all, share) for share in shares[1:]]
+    errors: list[BaseException] = []
+    try:
+        fill_all(shares[0])
+    except Exception as error:
+        errors.append(error)
+    errors += [failure for task in running if (failure := task.exception()) is not None]
     if errors:
         raise errors[0]

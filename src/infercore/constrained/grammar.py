@@ -270,8 +270,8 @@ class Grammar:
         return resolved
 
     def has_mask(self, state: int) -> bool:
-        """Whether the mask of `state` is kept already."""
-        return self.config(state) in self._masks
+        """Whether the mask of `state` is kept, so that it costs no more than a copy."""
+        return state == FINAL or self.config(state) in self._masks
 
     def mask(self, state: int) -> npt.NDArray[np.uint32]:
         """Words of the mask of `state`; not to be changed."""
