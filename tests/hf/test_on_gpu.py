@@ -129,5 +129,5 @@ def test_dynamic_rotary_embeddings_run_eagerly_and_say_why():
     engine = Engine(dynamic, num_pages=100)
     engine.generate(PROMPTS[0], max_new_tokens=8)
     assert "none: " in engine.report()
-    assert torch.cuda.is_available()  # the failed capture left the device usable
+    assert torch.randn(3, device="cuda").isfinite().all()  # the failed capture left the device usable, its draws too
     assert engine.generate(PROMPTS[0], max_new_tokens=8)[0].token_ids

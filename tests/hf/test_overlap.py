@@ -3,6 +3,8 @@
 On a CPU nothing runs at the same time, but everything happens in the same order, so all but CUDA's part is tested.
 """
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from infercore.hf import settle as settle_module
 from infercore.hf import step as step_module
 from infercore.hf.graphs import StepGraphs
 from infercore.hf.request import TokenEvent
-from infercore.speculative import RecyclingDrafter, SuffixDrafter, Union
+from infercore.speculative import FixedBudget, RecyclingDrafter, SuffixDrafter, Union
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
 NEW = 20
@@ -413,3 +415,33 @@ def test_drafters_learn_the_likeliest_tokens_of_choices_on_the_device(model, exp
     assert np.array_equal(tables[True], tables[False])
     assert (tables[True] >= 0).sum() > 100
     assert accepts[True] == accepts[False] > 1
+
+
+class Watch(FixedBudget):
+    """Notes what steps took, and how many nodes they verified."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.steps = []
+
+    def update(self, request_ids, trees, verdicts, *, step_time_s, num_other_rows=0):
+        self.steps.append((sum(tree.num_nodes for tree in trees), step_time_s))
+
+
+class Slow(SuffixDrafter):
+    def propose(self, requests):
+        time.sleep(0.05)
+        return super().propose(requests)
+
+
+def test_what_drafting_takes_belongs_to_the_step_that_verifies_the_draft(model):
+    watch = Watch()
+    engine = engine_of(model, controller=watch)
+    engine.generate([[5, 6, 7] * 6], max_new_tokens=NEW, drafter=Slow())
+    drafted = [seconds for nodes, seconds in watch.steps if nodes]
+    assert len(drafted) > 2
+    assert min(drafted[1:]) > 0.05  # the first one begins with the request, after what its caller did
+    started = time.perf_counter()
+    time.sleep(0.2)  # the caller's time does not
+    engine.generate([[5, 6, 7] * 6], max_new_tokens=1)
+    assert watch.steps[-1][1] < time.perf_counter() - started - 0.15

@@ -9,7 +9,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -207,6 +207,20 @@ def step_graphs(
     return StepGraphs(model, pool, max_seqs=max_seqs, max_tokens=max_tokens, fused=fused)
 
 
+@contextmanager
+def _draws_restored(device: torch.device) -> Iterator[None]:
+    """Give the device's generator back as it was if a capture fails, which else leaves it refusing every draw."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    state = generator.get_state()
+    try:
+        yield
+    except BaseException:
+        fresh = torch.Generator(device)
+        fresh.set_state(state)
+        generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        raise
+
+
 class _Capture:
     """Captures forwards into CUDA graphs that share one pool of memory."""
 
@@ -218,7 +232,7 @@ class _Capture:
         with torch.cuda.device(self._device):
             graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize()
-            with torch.cuda.graph(graph, pool=self._memory):
+            with _draws_restored(self._device), torch.cuda.graph(graph, pool=self._memory):
                 logits = forward()
             self._memory = self._memory or graph.pool()
 

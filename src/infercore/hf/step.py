@@ -132,6 +132,8 @@ class Stepper:
             self._flight = following
         elif self.overlap and not any(state.is_done for state in self.scheduler.running):
             self._flight = self._depart_next()
+            if self._flight is not None:
+                self._flight.started_at = self._last_read  # what the host does in between belongs to the step as well
         tell(flight, outcomes, self.stats, events)
         self.stats.num_forwards += 1
         self.stats.num_rows += flight.num_rows
