@@ -445,3 +445,41 @@ def test_what_drafting_takes_belongs_to_the_step_that_verifies_the_draft(model):
     time.sleep(0.2)  # the caller's time does not
     engine.generate([[5, 6, 7] * 6], max_new_tokens=1)
     assert watch.steps[-1][1] < time.perf_counter() - started - 0.15
+
+
+class Pauses(FixedBudget):
+    """Three steps with drafts, then nine without, and so on."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.steps = 0
+
+    def budget(self, request_ids, *, num_other_rows=0):
+        return [4 if self.steps % 12 < 3 else 0] * len(request_ids)
+
+    def update(self, *args, **more):
+        self.steps += 1
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_while_the_controller_wants_no_drafts_steps_overlap_as_plain_ones_do(model, expected, graphs):
+    engine = engine_of(model, graphs=graphs, controller=Pauses())
+    drafter = Union(SuffixDrafter(), RecyclingDrafter(VOCAB))
+    handles = [
+        engine.submit(engine.request(p, max_new_tokens=NEW, drafter=drafter, max_draft_nodes=4))[0] for p in PROMPTS
+    ]
+    behind, known = 0, engine._stepper._depart_behind
+
+    def counted(flight):
+        nonlocal behind
+        following = known(flight)
+        behind += following is not None
+        return following
+
+    engine._stepper._depart_behind = counted
+    while engine.num_unfinished:
+        engine.step()
+    assert [h.token_ids for h in handles] == expected
+    assert behind >= 7
+    assert any(h._state.stats.num_drafted_tokens for h in handles)
+    assert_nothing_lost(engine)

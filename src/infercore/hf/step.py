@@ -6,6 +6,7 @@ as soon as they are known; whatever can wait (events, counts, the caller's loop)
 """
 
 import time
+from collections.abc import Container
 from collections.abc import Sequence as Seq
 from functools import partial
 
@@ -162,7 +163,10 @@ class Stepper:
 
         What a request adds to it is known but for that one token. One that turns out to have ended runs a row in vain.
         """
-        if not (self.overlap and flight.on_device and _all_plain(self.scheduler.running)):
+        if not (self.overlap and flight.on_device):
+            return None
+        resting = self._resting(flight)
+        if not _all_plain(self.scheduler.running, resting):
             return None
         for share, rows in flight.work:
             assert share.state.sequence is not None
@@ -172,13 +176,23 @@ class Stepper:
             if turn.samples:
                 turn.state.source = turn.first_row + turn.num_known  # its one row: drafts do not fly ahead
         self.scheduler.admit()
-        if not _all_plain(self.scheduler.running):
+        if not _all_plain(self.scheduler.running, resting):
             return None  # a newcomer drafts, or has copies: it begins with the next step
         work = reserve_spare(self.scheduler.shares(self.max_rows))
         if not work:
             return None
         with self.model.faster(count_rows([rows for _, rows in work])):
             return self._depart(work)
+
+    def _resting(self, flight: Flight) -> set[int]:
+        """Requests that could draft, but of which the controller wants nothing in the next step, nor wanted in this."""
+        if self.controller is None or any(turn.tree.num_nodes for turn in flight.turns):
+            return set()
+        running = self.scheduler.running
+        ids = [state.request_id for state in running if state.speculates and not state.feature_observers]
+        if not ids or any(self.controller.budget(ids, num_other_rows=len(running) - len(ids))):
+            return set()
+        return set(ids)
 
     def _depart(self, work: Work) -> Flight:
         """Start the forward of `work`."""
@@ -238,6 +252,12 @@ class Stepper:
             teach_controller(self.controller, flight.turns, outcomes, num_rows=flight.num_rows, step_time_s=step_time_s)
 
 
-def _all_plain(running: Seq[RequestState]) -> bool:
-    """Nobody drafts or has copies: what the next step does for them depends on no more than one token each."""
-    return not any(state.followers or (state.speculates and state.request.drafter is not None) for state in running)
+def _all_plain(running: Seq[RequestState], resting: Container[int]) -> bool:
+    """Nobody drafts or has copies: what the next step does for them depends on no more than one token each.
+
+    A drafter that works on features reads them between two forwards: its requests are never plain.
+    """
+    return not any(
+        state.followers or (state.speculates and state.request.drafter is not None and state.request_id not in resting)
+        for state in running
+    )
