@@ -20,6 +20,7 @@ from infercore.hf.handle import RequestHandle
 from infercore.hf.host_cache import host_cache
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.pool_size import default_num_pages
+from infercore.hf.prefix_groups import grouping_for
 from infercore.hf.report import report
 from infercore.hf.request import Completion, Event, FinishEvent, Request, Score, checked_request
 from infercore.hf.scheduler import Scheduler
@@ -109,6 +110,7 @@ class Engine:
             stats=self.stats,
             graphs=graphs,
             overlap=on_gpu if overlap is None else overlap,
+            grouping=grouping_for(self.bytes_per_token, self._model.num_layers, page_size) if on_gpu else None,
         )
         self._factory = RequestFactory(tokenizer, self.model.generation_config, self.vocab_size, vocabulary)
         self._adapters = self._model.adapters

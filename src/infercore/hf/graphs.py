@@ -19,7 +19,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from infercore.hf.choices import Choices
 from infercore.hf.fused_layers import FusedLayers
 from infercore.hf.packed_model import PackedModel
-from infercore.hf.plan import Rows, count_rows
+from infercore.hf.plan import PrefixGroups, Rows, count_rows
 from infercore.hf.step_buffers import Bucket, StepBuffers
 from infercore.radix import KVPool
 
@@ -45,6 +45,7 @@ class StepGraphs:
         max_seqs: sequences in a step. max_tokens: of a sequence.
         fused: layers to run compiled in the graphs; None: the model's own code.
         capture: how a forward becomes a replay; tests on a CPU put plain calls in its place.
+        with_groups: `warmup` captures steps whose sequences begin with the same pages as well.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class StepGraphs:
         max_tokens: int,
         fused: FusedLayers | None = None,
         capture: "Callable[[Callable[[], Tensor]], Replay] | None" = None,
+        with_groups: bool = False,
     ) -> None:
         self._model = model
         self._pool = pool
         self._fused = fused
         self._given_capture = capture
+        self._with_groups = with_groups
         self._capture_forward = capture or _Capture(model.device)
         seqs = _smallest(SEQS, max_seqs) or SEQS[-1]
         pages = -(-min(max_tokens, pool.num_pages * pool.page_size, _MAX_TABLE_TOKENS) // pool.page_size)
@@ -70,16 +73,16 @@ class StepGraphs:
         self.is_full = False
         self.num_replays = 0
 
-    def forward(self, rows: Seq[Rows]) -> Tensor | None:
+    def forward(self, rows: Seq[Rows], groups: PrefixGroups | None = None) -> Tensor | None:
         """Logits of all `rows`, valid until the next call; None if no graph serves these rows.
 
         The best token of each row is put among the `choices`.
         """
         total = count_rows(rows)
-        bucket = self._bucket(rows, total)
+        bucket = self._bucket(rows, total, has_groups=groups is not None)
         if bucket is None or self.reason is not None or (self.is_full and bucket not in self._replays):
             return None
-        self._buffers.write(rows, bucket)
+        self._buffers.write(rows, bucket, groups)
         replay = self._replays.get(bucket) or self._capture(bucket)
         if replay is None:
             return None
@@ -119,6 +122,7 @@ class StepGraphs:
             max_tokens=max_tokens,
             fused=self._fused,
             capture=self._given_capture,
+            with_groups=self._with_groups,
         )
 
     def clear(self) -> None:
@@ -134,22 +138,26 @@ class StepGraphs:
         full = ", no more for want of memory" if self.is_full else ""
         return f"{len(self._replays)} captured, {self.num_replays} steps replayed{full}"
 
-    def _bucket(self, rows: Seq[Rows], total: int) -> Bucket | None:
+    def _bucket(self, rows: Seq[Rows], total: int, *, has_groups: bool) -> Bucket | None:
         num_rows, num_seqs = _smallest(ROWS, total), _smallest(SEQS, len(rows))
         if num_rows is None or num_seqs is None or num_seqs > self._buffers.max_seqs:
             return None
         if max([r.sequence.num_pages for r in rows]) > self._buffers.max_pages:
             return None
-        return Bucket(max(num_rows, num_seqs), num_seqs, any(r.tree.num_nodes for r in rows))
+        num_rows = max(num_rows, num_seqs)
+        has_groups = has_groups and _may_have_groups(num_rows, num_seqs)
+        return Bucket(num_rows, num_seqs, any(r.tree.num_nodes for r in rows), has_groups)
 
     def _buckets(self, max_seqs: int, max_rows: int, sizes: tuple[int, ...] = ROWS) -> Iterator[Bucket]:
         most_seqs, most_rows = _smallest(SEQS, max_seqs) or SEQS[-1], _smallest(sizes, max_rows) or sizes[-1]
         for num_seqs in SEQS:
             for num_rows in sizes:
                 if num_seqs <= min(num_rows, most_seqs, self._buffers.max_seqs) and num_rows <= most_rows:
-                    yield Bucket(num_rows, num_seqs, False)
+                    trees = [False]
                     if num_rows > num_seqs or num_seqs > 2:  # fewer sequences may share the bucket, with drafts
-                        yield Bucket(num_rows, num_seqs, True)
+                        trees.append(True)
+                    grouped = [False, True] if self._with_groups and _may_have_groups(num_rows, num_seqs) else [False]
+                    yield from (Bucket(num_rows, num_seqs, tree, group) for tree in trees for group in grouped)
 
     def _capture(self, bucket: Bucket) -> Replay | None:
         """Run the bucket's forward once as it is, capture it, and compare; None where that fails."""
@@ -185,6 +193,11 @@ class StepGraphs:
         return replay
 
 
+def _may_have_groups(num_rows: int, num_seqs: int) -> bool:
+    """Whether steps of a bucket gain by groups: of few sequences, or many rows each, attention takes no longer."""
+    return num_seqs >= 4 and num_rows <= 4 * num_seqs
+
+
 def _smallest(sizes: tuple[int, ...], count: int) -> int | None:
     """The smallest of ascending `sizes` that holds `count`; None if none does."""
     at = bisect_left(sizes, count)
@@ -204,7 +217,7 @@ def step_graphs(
     if model.device.type != "cuda" or wanted is False:
         return None
     fused = FusedLayers.of(model.model) if fuse_layers else None
-    return StepGraphs(model, pool, max_seqs=max_seqs, max_tokens=max_tokens, fused=fused)
+    return StepGraphs(model, pool, max_seqs=max_seqs, max_tokens=max_tokens, fused=fused, with_groups=True)
 
 
 @contextmanager

@@ -89,6 +89,10 @@ class PackedModel:
         """Longest text that the model's positions allow; None if its config does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def num_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
     def describe(self) -> str:
         """One line for reports."""
         fast = f", {self._few_rows.num_layers} linear layers by our loops" if self._few_rows.num_layers else ""

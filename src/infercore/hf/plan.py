@@ -43,6 +43,18 @@ class Rows:
     source: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixGroups:
+    """Intervals of a step's sequences: `starts[i]` to `starts[i + 1]` share their first `shared_lens[i]` tokens.
+
+    starts: from 0 to the number of sequences. rows_together: rows of the largest group.
+    """
+
+    starts: tuple[int, ...]
+    shared_lens: tuple[int, ...]
+    rows_together: int
+
+
 @dataclass(slots=True, eq=False)
 class Plan:
     """Plain tensors on the model's device; `pool` is where layers read and write K/V. See `fill_rows` for the fields.
@@ -148,11 +160,18 @@ def rows_with_logits(rows: Seq[Rows]) -> npt.NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device, chosen: Tensor | None = None) -> Plan:
+def build_plan(
+    rows: Seq[Rows],
+    pool: KVPool,
+    device: torch.device,
+    chosen: Tensor | None = None,
+    groups: PrefixGroups | None = None,
+) -> Plan:
     """Pack `rows` into one forward.
 
     Args:
         chosen: int64, on the device: the tokens that rows with a `source` begin with.
+        groups: of the sequences of `rows`, in their order.
     Cost: O(rows + sequences * pages) on the host, one copy of each array to the device, none of which waits for it.
     """
     num_seqs, total = len(rows), count_rows(rows)
@@ -181,7 +200,12 @@ def build_plan(rows: Seq[Rows], pool: KVPool, device: torch.device, chosen: Tens
         known = tensors["token_ids"]
         assert known is not None
         tensors["token_ids"] = torch.cat([chosen, known])[_on_device(host.sources, device)]
-    return plan_of(tensors, _on_device(rows_with_logits(rows), device), pool)
+    shared: dict[str, Any] = {}
+    if groups is not None:
+        for name, values in (("group_starts", groups.starts), ("shared_lens", groups.shared_lens)):
+            shared[name] = _on_device(np.array(values, np.int32), device)
+        shared["rows_together"] = groups.rows_together
+    return plan_of(tensors, _on_device(rows_with_logits(rows), device), pool, **shared)
 
 
 def _on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
@@ -190,8 +214,13 @@ def _on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def plan_of(tensors: dict[str, Tensor | None], logits_rows: Int64[Tensor, " logits"] | None, pool: KVPool) -> Plan:
-    """The plan of `tensors`, named like the fields of `HostRows`; attention's part is prepared here."""
+def plan_of(
+    tensors: dict[str, Tensor | None], logits_rows: Int64[Tensor, " logits"] | None, pool: KVPool, **groups: Any
+) -> Plan:
+    """The plan of `tensors`, named like the fields of `HostRows`; attention's part is prepared here.
+
+    groups: sequences that begin with the same pages, as `prepare` takes them.
+    """
     attended: dict[str, Any] = {k: t for k, t in tensors.items() if k not in ("token_ids", "slot_mapping")}
-    prepared = prepare(**attended, page_size=pool.page_size)
+    prepared = prepare(**attended, **groups, page_size=pool.page_size)
     return Plan(**tensors, logits_rows=logits_rows, pool=pool, prepared=prepared)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from infercore.hf.flight import Flight, turns_of
 from infercore.hf.graphs import StepGraphs
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import build_plan, count_rows
+from infercore.hf.prefix_groups import PrefixGrouping
 from infercore.hf.request import Event
 from infercore.hf.reserve import Work, reserve, reserve_spare
 from infercore.hf.scheduler import Scheduler
@@ -52,6 +53,7 @@ class Stepper:
     Args:
         overlap: start the next forward as early as can be: before the tokens of the last one are read, where nothing
             but a choice or a draw, with a grammar or without, is asked for; else as soon as they are.
+        grouping: finds sequences that begin with the same pages, for attention to read these once; None: nobody does.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Stepper:
         stats: EngineStats,
         graphs: StepGraphs | None = None,
         overlap: bool = False,
+        grouping: PrefixGrouping | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.pool = pool
@@ -73,6 +76,7 @@ class Stepper:
         self.controller = controller
         self.stats = stats
         self.overlap = overlap
+        self.grouping = grouping
         self.chooses_on_device = overlap or model.device.type == "cuda"
         self._flight: Flight | None = None
         self._last_read = 0.0
@@ -197,11 +201,15 @@ class Stepper:
     def _depart(self, work: Work) -> Flight:
         """Start the forward of `work`."""
         start = time.perf_counter()
+        groups = None
+        if self.grouping is not None:
+            work, groups = self.grouping.of(work)
         packed = [rows for _, rows in work]
-        logits = self.graphs.forward(packed) if self.graphs is not None else None
+        logits = self.graphs.forward(packed, groups) if self.graphs is not None else None
         by_graph = logits is not None
         if logits is None:
-            logits = self.model.forward(build_plan(packed, self.pool, self.model.device, self._chosen.choices.tokens))
+            chosen = self._chosen.choices.tokens
+            logits = self.model.forward(build_plan(packed, self.pool, self.model.device, chosen, groups))
         launched = time.perf_counter()
         if self._gap_since is not None:
             self.stats.gap_time_s += launched - self._gap_since

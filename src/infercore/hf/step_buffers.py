@@ -11,7 +11,8 @@ from torch import Tensor
 
 from infercore.hf import _compiled
 from infercore.hf.choices import Choices, choices_size
-from infercore.hf.plan import HostRows, Plan, Rows, fill_rows, plan_of
+from infercore.hf.plan import HostRows, Plan, PrefixGroups, Rows, fill_rows, plan_of
+from infercore.hf.prefix_groups import MAX_INTERVALS
 from infercore.radix import KVPool
 
 _ALIGNMENT = 16  # bytes: what kernels were compiled for
@@ -19,11 +20,15 @@ _ALIGNMENT = 16  # bytes: what kernels were compiled for
 
 @dataclass(frozen=True, slots=True, order=True)
 class Bucket:
-    """A shape that a graph is captured for: so many rows of so many sequences, with a draft tree somewhere or none."""
+    """A shape that a graph is captured for: so many rows of so many sequences, with a draft tree somewhere or none.
+
+    has_groups: sequences that begin with the same pages are read once, see `prefix_groups.py`.
+    """
 
     num_rows: int
     num_seqs: int
     has_tree: bool
+    has_groups: bool = False
 
 
 class StepBuffers:
@@ -49,6 +54,8 @@ class StepBuffers:
             "context_lens": (torch.int32, (max_seqs,)),
             "num_causal_rows": (torch.int32, (max_seqs,)),
             "ancestor_bits": (torch.int32, (max_rows, words)),
+            "group_starts": (torch.int32, (MAX_INTERVALS + 1,)),
+            "shared_lens": (torch.int32, (MAX_INTERVALS,)),
             "block_table": (torch.int32, (max_seqs, max_pages)),  # the last one: it is copied as far as it is used
         }
         on_gpu = device.type == "cuda"
@@ -71,6 +78,7 @@ class StepBuffers:
             self._on_device[name] = self._device[before + first : before + stop].view(dtype).view(shape)
         on_host["block_table"][:] = -1
         self._on_device["block_table"].fill_(-1)
+        self._group_starts, self._shared_lens = on_host.pop("group_starts"), on_host.pop("shared_lens")
         self._rows = HostRows(**on_host, widths=np.zeros(max_seqs, np.int32), first_known=max_rows)
         self._plain_rows = replace(self._rows, ancestor_bits=on_host["ancestor_bits"][:, :0])
         self._table_start = places["block_table"][0]
@@ -78,8 +86,8 @@ class StepBuffers:
         self._parts: dict[int, tuple[Tensor, Tensor]] = {}
         self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def write(self, rows: Seq[Rows], bucket: Bucket) -> None:
-        """Bring `rows`, which fit the bucket, to the device."""
+    def write(self, rows: Seq[Rows], bucket: Bucket, groups: PrefixGroups | None = None) -> None:
+        """Bring `rows`, which fit the bucket, to the device; `groups` of them where the bucket has any."""
         if self._copied is not None:
             self._copied.synchronize()  # the copy of the step before has been read
         host = self._rows if bucket.has_tree else self._plain_rows
@@ -98,6 +106,8 @@ class StepBuffers:
             bucket.num_seqs,
             self.max_rows,
         )
+        if bucket.has_groups:
+            self._write_groups(groups, bucket.num_seqs)
         size = self._table_start + len(rows) * self._table_row if table_changed else self._table_start
         if size not in self._parts:
             before = len(self._device) - len(self._host)
@@ -120,4 +130,19 @@ class StepBuffers:
             "block_table": view["block_table"][:seqs],
             "ancestor_bits": view["ancestor_bits"][:rows] if bucket.has_tree else None,
         }
-        return plan_of(tensors, None, pool)
+        shared: dict[str, Any] = {}
+        if bucket.has_groups:
+            shared = {name: view[name] for name in ("group_starts", "shared_lens")} | {"rows_together": rows}
+        return plan_of(tensors, None, pool, **shared)
+
+    def _write_groups(self, groups: PrefixGroups | None, num_seqs: int) -> None:
+        """Intervals behind those that are used are empty, but for one of who is in no group, padding included."""
+        used = len(groups.shared_lens) if groups is not None else 0
+        self._group_starts[0] = 0
+        self._group_starts[1:] = num_seqs
+        self._shared_lens[:] = 0
+        if groups is not None:
+            self._group_starts[:used] = groups.starts[:-1]
+            self._shared_lens[:used] = groups.shared_lens
+            if groups.shared_lens[-1]:  # all are in groups: the padding is not
+                self._group_starts[used] = groups.starts[-1]

@@ -25,6 +25,7 @@ class PreparedRows:
     num_rows: int
     group_starts: Int32[Tensor, " group_starts"] | None = None
     shared_lens: Int32[Tensor, " groups"] | None = None
+    rows_together: int | None = None
     captured: bool = False  # made while a CUDA graph was being captured
     plans: dict[Any, Any] = field(default_factory=dict)  # of the GPU path, by tile shape
 
@@ -56,6 +57,7 @@ def prepare(
     page_size: int,
     group_starts: Int32[Tensor, " group_starts"] | None = None,
     shared_lens: Int32[Tensor, " groups"] | None = None,
+    rows_together: int | None = None,
 ) -> PreparedRows:
     """Check the description of a step's rows; the meaning of each tensor is given at `tree_attention`.
 
@@ -65,7 +67,10 @@ def prepare(
         group_starts: sequences `group_starts[g]` to `group_starts[g + 1]` begin with the same pages; from 0 to the
             number of sequences. On a GPU their shared keys are then read once for the group and not once for each (a
             cascade); results change by rounding only. Layers with a sliding window and `batch_invariant` ignore it.
-        shared_lens: how many leading tokens the sequences of group g share; at most any of their `context_lens`.
+        shared_lens: how many leading tokens the sequences of group g share; at most any of their `context_lens`. Groups
+            may be empty, or share nothing.
+        rows_together: about how many rows the group has that matters most, to choose the tile; None: as many as a group
+            has on average.
     Returns: a record to pass as `prepared=` in every layer of the step.
     Raises: ValueError for shapes, dtypes or devices that do not fit each other, and on the CPU for contents that cannot
         be meant (rows that run backwards, more tree rows than bits, a sequence longer than its pages).
@@ -113,6 +118,7 @@ def prepare(
         num_rows,
         group_starts,
         shared_lens,
+        rows_together,
         captured=device.type == "cuda" and torch.cuda.is_current_stream_capturing(),
     )
     if device.type == "cpu":

@@ -140,6 +140,8 @@ def tree_attention(
 
 def _usual_rows(rows: PreparedRows) -> int:
     """Rows that attend to the same keys: of a sequence, or of a group, on average."""
+    if rows.rows_together is not None:
+        return rows.rows_together
     members = len(rows.context_lens) if rows.shared_lens is None else len(rows.shared_lens)
     return -(-rows.num_rows // max(members, 1))
 
