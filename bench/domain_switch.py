@@ -1,12 +1,17 @@
 """What does a stream cost whose drafts are accepted, then always rejected, then accepted again?
 
     python bench/domain_switch.py [--save]              on SmolLM2: every step is run and timed
+    python bench/domain_switch.py --gpu [--save]        the same in bfloat16 by CUDA graphs
     python bench/domain_switch.py --modelled [--save]   no model: steps cost what a curve says (5% noise on what the
                                                         controller sees), drafting is free
 
 The drafter knows the text; per stretch it is right about a token with a given chance, and claims 0.8 throughout. Four
 ways to decide: plain, always 8 nodes, the controller, and an oracle that knows the switches. On the model each of them
 is an engine of its own, and whoever has come least far takes the next step, so that all see the machine alike.
+
+On a GPU, where a step's forward goes on after the step, they run one behind the other instead, several rounds; of each
+the round of median length counts. Rounding may decide there between two tokens otherwise than when the text was made:
+the text then goes on as this engine's does (made anew between two steps, not timed).
 """
 
 import argparse
@@ -62,10 +67,11 @@ class Oracle(FixedBudget):
 
     def __init__(self, stream: Stream) -> None:
         super().__init__(WIDTH)
-        self.stream, self.position = stream, 0
+        self.stream = stream
+        self.position: Callable[[], int] = lambda: 0
 
     def budget(self, request_ids: Any, *, num_other_rows: int = 0) -> list[int]:
-        return [WIDTH if CHANCES[self.stream.stretch(self.position)] else 0]
+        return [WIDTH if CHANCES[self.stream.stretch(self.position())] else 0]
 
 
 # ----------------------------------------------------------------------------------------------------------- modelled
@@ -75,9 +81,9 @@ def modelled(stream: Stream, controller: Controller, cost: Callable[[int], float
     noise = np.random.default_rng(1)
     steps: list[Step] = []
     position = 0
+    if isinstance(controller, Oracle):
+        controller.position = lambda: position
     while position < len(CHANCES) * stream.length:
-        if isinstance(controller, Oracle):
-            controller.position = position
         tree = stream.draft(position, min(WIDTH, controller.budget([0])[0]))
         if tree.num_nodes:
             (tree,) = controller.select([0], [tree])
@@ -129,11 +135,11 @@ def measured(length: int, arguments: argparse.Namespace) -> tuple[dict[str, list
         engines[name] = engine = Engine(model, tokenizer, num_pages=256, controller=controller)
         drafter = StreamDrafter(stream, len(prompt))
         (handles[name],) = engine.submit(engine.request(prompt, drafter=drafter, max_draft_nodes=WIDTH, **options))
+        if isinstance(controller, Oracle):
+            controller.position = lambda handle=handles[name]: len(handle.output_ids)
         engine.step()  # the prompt, and the first token
     while running := {name: len(handles[name].output_ids) for name in engines if len(handles[name].output_ids) < total}:
         name = min(running, key=running.__getitem__)
-        if isinstance(controller := controllers[name], Oracle):
-            controller.position = running[name]
         engine = engines[name]
         before = engine.stats.num_rows
         start = time.perf_counter()
@@ -146,6 +152,84 @@ def measured(length: int, arguments: argparse.Namespace) -> tuple[dict[str, list
         handle.cancel()
     print("curve measured ahead:", {rows: round(1e3 * s, 1) for rows, s in curve.table().items()}, file=sys.stderr)
     return histories, stream
+
+
+PROMPT = "Tell me the story of a lighthouse keeper who finds a map in a bottle, from the first evening to the last."
+
+
+def measured_on_gpu(length: int, rounds: int, model_path: Path | None) -> tuple[dict[str, list[Step]], Stream, str]:
+    """As `measured`, by CUDA graphs; also how often rounding changed the text, and what the steps ran on."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from infercore.demo.fetch import ensure_smollm2
+    from infercore.hf import Engine
+
+    path = model_path or ensure_smollm2()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).cuda().eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    chat = [{"role": "user", "content": PROMPT}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"]
+    total = length * len(CHANCES)
+    options: dict[str, Any] = {"eos_token_ids": ()}
+
+    def make(controller: Controller | None = None) -> Engine:
+        return Engine(model, tokenizer, num_pages=512, max_running=2, fuse_layers=True, controller=controller)
+
+    plain = make()
+    text = plain.generate([prompt], max_new_tokens=total + 2 * WIDTH, **options)[0].token_ids
+    stream = Stream(np.array(text), length)
+    curve = plain.cost_curve(refresh=True)
+    decide: dict[str, Callable[[], Controller]] = {
+        "plain": lambda: FixedBudget(0),
+        "always 8": lambda: FixedBudget(WIDTH),
+        "controller": lambda: SpeedController(curve, max_nodes=WIDTH),
+        "oracle": lambda: Oracle(stream),
+    }
+    engines = {name: make(controller()) for name, controller in decide.items()}
+    runs: dict[str, list[list[Step]]] = {name: [] for name in decide}
+    num_changed = 0
+    for round_ in range(rounds + 1):
+        for name, engine in engines.items():
+            stream.text = np.array(text)
+            engine.cache.clear()
+            engine.controller = controller = decide[name]()
+            drafter = StreamDrafter(stream, len(prompt))
+            request = engine.request(
+                prompt, max_new_tokens=total + 2 * WIDTH, drafter=drafter, max_draft_nodes=WIDTH, **options
+            )
+            (handle,) = engine.submit(request)
+            if isinstance(controller, Oracle):
+                controller.position = lambda handle=handle: len(handle.output_ids)
+            engine.step()  # the prompt, and the first token
+            steps: list[Step] = []
+            while (position := len(handle.output_ids)) < total:
+                before = engine.stats.num_rows
+                start = time.perf_counter()
+                engine.step()
+                seconds = time.perf_counter() - start
+                gained = len(handle.output_ids) - position
+                steps.append(Step(position, engine.stats.num_rows - before - 1, gained, seconds))
+                come = handle.output_ids[position:]
+                if not np.array_equal(come, stream.text[position : position + gained]):
+                    num_changed += round_ > 0
+                    so_far = handle.output_ids.tolist()
+                    rest = total + 2 * WIDTH - len(so_far)
+                    torch.cuda.synchronize()
+                    more = plain.generate([prompt + so_far], max_new_tokens=rest, **options)[0].token_ids
+                    stream.text[: len(so_far)] = so_far
+                    stream.text[len(so_far) :] = more
+            handle.cancel()
+            engine.step()
+            if round_:  # the first one captures
+                runs[name].append(steps)
+    histories = {
+        name: sorted(some, key=lambda steps: sum(step.seconds for step in steps))[len(some) // 2]
+        for name, some in runs.items()
+    }
+    graphs = "; ".join(line for line in engines["controller"].report().splitlines() if line.startswith("graphs"))
+    print("curve measured ahead:", {rows: round(1e3 * s, 2) for rows, s in curve.table().items()}, file=sys.stderr)
+    return histories, stream, f"rounding changed the text {num_changed} times in {4 * rounds} runs | {graphs}"
 
 
 # ------------------------------------------------------------------------------------------------------------ results
@@ -185,6 +269,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", action="store_true", help="write table and plot to bench/results/")
     parser.add_argument("--modelled", action="store_true", help="no model: costs from two curves")
+    parser.add_argument("--gpu", action="store_true", help="SmolLM2 in bfloat16 by CUDA graphs")
+    parser.add_argument("--rounds", type=int, default=3, help="on a GPU")
+    parser.add_argument("--commit", help="named in the header of a GPU run, where there is no git")
     parser.add_argument("--length", type=int, default=0, help="tokens a stretch; default 300 measured, 600 modelled")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves torch's choice")
     parser.add_argument("--model", type=Path, help="folder of the model; default: the one that the demo converted")
@@ -206,6 +293,24 @@ def main() -> None:
             }
             lines += table(name, {who: modelled(stream, how, cost) for who, how in controllers.items()}, stream)
         text, name = "\n".join(lines), "domain_switch_modelled"
+    elif arguments.gpu:
+        from engine import machine as gpu
+
+        length = arguments.length or 300
+        histories, stream, notes = measured_on_gpu(length, arguments.rounds, arguments.model)
+        text = "\n".join(
+            [
+                f"{gpu(arguments.commit)} | SmolLM2-135M-Instruct bf16, batch 1, fused layers | stretches of {length} "
+                f"tokens, drafts right with chance {CHANCES}, whole steps timed, round of median length of "
+                f"{arguments.rounds} | {notes}",
+                "",
+                *HEADER,
+                *table("measured", histories, stream),
+            ]
+        )
+        name = "domain_switch_gpu"
+        if arguments.save:
+            plot(histories, length, folder / "domain_switch_gpu.png")
     else:
         import torch
 
@@ -254,7 +359,7 @@ def plot(histories: dict[str, list[Step]], length: int, path: Path) -> None:
             axis.axvline(boundary * length, color="grey", lw=0.6, ls=":")
         axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
 
 
 if __name__ == "__main__":
