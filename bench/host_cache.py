@@ -145,7 +145,7 @@ class Bench:
         assert tier is not None
         engine.generate(prompt, max_new_tokens=1)
         plain, busy, speed = [], [], []
-        num_steps = (self.args.new - 16) // 2
+        num_steps = (self.args.new - 24) // 2
         for r in range(3):
             engine.cache.evict(engine.cache.counts().cached)
             handles = self.decoding(engine)
@@ -219,7 +219,7 @@ class Bench:
             handles = self.decoding(engine)
             self.fill(engine)
             sync()
-            some = [seconds_of_step(engine) for _ in range(self.args.new - 8)]
+            some = [seconds_of_step(engine) for _ in range(self.args.new - 24)]
             for handle in handles:
                 handle.cancel()
             engine.step()
@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="32 on a GPU, 30 on a CPU")
     parser.add_argument("--prefix", type=int, help="tokens; 4096 on a GPU, 512 on a CPU")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the requests that decode")
-    parser.add_argument("--new", type=int, default=136)
+    parser.add_argument("--new", type=int, default=144)
     parser.add_argument("--batch", type=int, help="requests that decode; 32 on a GPU, 2 on a CPU")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--host-gb", type=int, help="host memory; 16 on a GPU, 1 on a CPU")

@@ -101,7 +101,7 @@ def agreeing(engine: Engine, shared: int, new: int) -> str:
 
 
 def forced(engine: Engine) -> PrefixGrouping:
-    return PrefixGrouping(PAGE, min_saved_tokens=1, min_share=0.0)
+    return PrefixGrouping(PAGE, min_saved_tokens=1, min_share=0.0, min_seqs=2)
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
 
 from infercore.hf import Engine, attention
 from infercore.hf.graphs import StepGraphs
-from infercore.hf.plan import PrefixGroups, Rows
-from infercore.hf.prefix_groups import MAX_INTERVALS, STEP, PrefixGrouping, grouping_for
+from infercore.hf.plan import MAX_INTERVALS, PrefixGroups, Rows
+from infercore.hf.prefix_groups import STEP, PrefixGrouping, grouping_for
 from infercore.hf.scheduler import Share
 from infercore.hf.state import RequestState
-from infercore.hf.step_buffers import Bucket, StepBuffers
+from infercore.hf.step_buffers import Bucket
 from infercore.kernels import tree_attention
 from infercore.radix import Sequence
 from infercore.speculative import TokenTree
@@ -55,7 +55,7 @@ def pages(*blocks, own=()):
 
 
 def grouping(**options):
-    return PrefixGrouping(PAGE, **({"min_saved_tokens": 1, "min_share": 0.0} | options))
+    return PrefixGrouping(PAGE, **({"min_saved_tokens": 1, "min_share": 0.0, "min_seqs": 2} | options))
 
 
 def test_two_groups_and_loners_stand_together_in_the_new_order():
@@ -73,7 +73,7 @@ def test_two_groups_and_loners_stand_together_in_the_new_order():
     assert set(places(ordered)[:3]) == {1, 3, 6}  # saves most
     assert set(places(ordered)[3:5]) == {0, 4}
     assert places(ordered)[5:] == [2, 5]
-    assert groups == PrefixGroups((0, 3, 5, 7), (2 * STEP, STEP, 0), rows_together=7)
+    assert groups == PrefixGroups((0, 3, 5, 7), (2 * STEP, STEP, 0))
 
 
 def test_a_stem_is_shared_by_all_or_its_branches_by_their_own():
@@ -85,7 +85,7 @@ def test_a_stem_is_shared_by_all_or_its_branches_by_their_own():
     assert set(places(ordered)[:2]) == {0, 2}
     short = [FakeSequence(pages(1, 2, own=[i])) for i in range(2)] + [FakeSequence(pages(1, own=[i])) for i in (8, 9)]
     _, groups = grouping().of(work_of(*short))
-    assert groups == PrefixGroups((0, 4), (STEP,), rows_together=4)
+    assert groups == PrefixGroups((0, 4), (STEP,))
 
 
 def test_groups_that_do_not_pay_are_not_formed():
@@ -114,7 +114,7 @@ def test_groups_are_formed_anew_when_sequences_come_go_or_lose_tokens():
     assert formed == [4, 3, 4]
     sequences[2]._num_tokens = 2 * STEP - 1
     ordered, groups = it.of(work)
-    assert groups == PrefixGroups((0, 3, 4), (2 * STEP, 0), rows_together=3)
+    assert groups == PrefixGroups((0, 3, 4), (2 * STEP, 0))
     assert places(ordered)[3] == 2
     it.of(work_of(*sequences, rows=[1, 1, 1, 3]))  # a prompt is read: more may be shared when it has been
     assert formed == [4, 3, 4, 4, 4]
@@ -156,20 +156,24 @@ def test_every_group_shares_what_it_says_and_much_is_saved(paths):
     assert 2 * saved >= brute_force(sorted(paths), 0, len(paths) - 1)
 
 
-def test_buffers_hold_intervals_that_cover_the_padding():
-    buffers = StepBuffers(8, 8, 4, torch.device("cpu"))
-    starts, shared = buffers._group_starts, buffers._shared_lens
+def test_intervals_cover_the_padding():
     for groups, expected in (
-        (None, [0] + [8] * 8),
-        (PrefixGroups((0, 3, 5), (256, 128), 3), [0, 3, 5] + [8] * 6),
-        (PrefixGroups((0, 3, 6), (256, 0), 3), [0, 3] + [8] * 7),
-        (PrefixGroups(tuple(range(8)), (1,) * 7, 1), [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (PrefixGroups((0, 8), (0,)), [0, *[8] * 8]),
+        (PrefixGroups((0, 3, 5), (256, 128)), [0, 3, 5, *[8] * 6]),
+        (PrefixGroups((0, 3, 6), (256, 0)), [0, 3, *[8] * 7]),
+        (PrefixGroups(tuple(range(8)), (1,) * 7), [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (PrefixGroups(tuple(range(9)), (*(1,) * 7, 0)), [0, 1, 2, 3, 4, 5, 6, 7, 8]),
     ):
-        buffers._write_groups(groups, 8)
+        starts, shared = np.full(MAX_INTERVALS + 1, -1, np.int32), np.full(MAX_INTERVALS, -1, np.int32)
+        groups.fill(starts, shared, 8)
         assert starts.tolist() == expected
-        assert shared.tolist()[len(groups.shared_lens) if groups else 0 :] == [0] * (
-            8 - (len(groups.shared_lens) if groups else 0)
-        )
+        assert shared.tolist() == [*groups.shared_lens, *[0] * (MAX_INTERVALS - len(groups.shared_lens))]
+
+
+def test_few_sequences_form_no_groups():
+    work = work_of(*[FakeSequence(pages(1, own=[i])) for i in range(4)])
+    assert grouping(min_seqs=4).of(work)[1] is not None
+    assert grouping(min_seqs=5).of(work) == (work, None)
 
 
 # --- in the engine ---------------------------------------------------------------------------------------------------

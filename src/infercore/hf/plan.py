@@ -43,16 +43,31 @@ class Rows:
     source: int = -1
 
 
+MAX_INTERVALS = 8  # groups in a step, and one more interval for who is in none
+
+
 @dataclass(frozen=True, slots=True)
 class PrefixGroups:
     """Intervals of a step's sequences: `starts[i]` to `starts[i + 1]` share their first `shared_lens[i]` tokens.
 
-    starts: from 0 to the number of sequences. rows_together: rows of the largest group.
+    starts: from 0 to the number of sequences.
     """
 
     starts: tuple[int, ...]
     shared_lens: tuple[int, ...]
-    rows_together: int
+
+    def fill(self, starts: npt.NDArray[np.int32], shared_lens: npt.NDArray[np.int32], num_seqs: int) -> None:
+        """Write them into arrays that may be longer, of a step of `num_seqs` sequences, padding included.
+
+        Intervals behind those that are used are empty, but for one of the padding, which shares nothing.
+        """
+        used = len(self.shared_lens)
+        starts[0], starts[1:] = 0, num_seqs
+        shared_lens[:] = 0
+        starts[: used + 1] = self.starts
+        shared_lens[:used] = self.shared_lens
+        if not shared_lens[used - 1]:  # who is in no group, and the padding
+            starts[used] = num_seqs
 
 
 @dataclass(slots=True, eq=False)
@@ -202,9 +217,9 @@ def build_plan(
         tensors["token_ids"] = torch.cat([chosen, known])[_on_device(host.sources, device)]
     shared: dict[str, Any] = {}
     if groups is not None:
-        for name, values in (("group_starts", groups.starts), ("shared_lens", groups.shared_lens)):
-            shared[name] = _on_device(np.array(values, np.int32), device)
-        shared["rows_together"] = groups.rows_together
+        starts, shared_lens = np.empty(MAX_INTERVALS + 1, np.int32), np.empty(MAX_INTERVALS, np.int32)
+        groups.fill(starts, shared_lens, num_seqs)
+        shared = {"group_starts": _on_device(starts, device), "shared_lens": _on_device(shared_lens, device)}
     return plan_of(tensors, _on_device(rows_with_logits(rows), device), pool, **shared)
 
 
@@ -219,8 +234,11 @@ def plan_of(
 ) -> Plan:
     """The plan of `tensors`, named like the fields of `HostRows`; attention's part is prepared here.
 
-    groups: sequences that begin with the same pages, as `prepare` takes them.
+    groups: sequences that begin with the same pages, as `prepare` takes them; the tile is chosen as if all rows of the
+    step were in one, so that it depends on the shape alone.
     """
     attended: dict[str, Any] = {k: t for k, t in tensors.items() if k not in ("token_ids", "slot_mapping")}
+    if groups:
+        groups["rows_together"] = len(attended["position_ids"])
     prepared = prepare(**attended, **groups, page_size=pool.page_size)
     return Plan(**tensors, logits_rows=logits_rows, pool=pool, prepared=prepared)  # type: ignore[arg-type]

@@ -9,12 +9,12 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from infercore.hf.plan import PrefixGroups, Rows
+from infercore.hf.plan import MAX_INTERVALS, PrefixGroups, Rows
 from infercore.hf.reserve import Work
 from infercore.radix import Sequence
 
 STEP = 128  # tokens: attention shares whole blocks of so many (kernels/tree_attention/triton_plan.py)
-MAX_INTERVALS = 8  # groups in a step, and one more interval for who is in none
+MIN_SEQS = 4  # in a step: of fewer, attention is a small part
 MIN_SAVED_BYTES = 1 << 24  # K/V of a layer that need not be read, from which groups pay for their merges
 MIN_SHARE = 0.25  # of all K/V that a step reads: below, large tiles cost the others more than groups save
 
@@ -34,10 +34,14 @@ class PrefixGrouping:
         page_size: tokens a page.
         min_saved_tokens: keys that need not be read, summed over the sequences, from which groups are formed.
         min_share: the same as a part of all keys that are read.
+        min_seqs: sequences in a step, in groups or not, from which any are formed.
     """
 
-    def __init__(self, page_size: int, *, min_saved_tokens: int, min_share: float = MIN_SHARE) -> None:
+    def __init__(
+        self, page_size: int, *, min_saved_tokens: int, min_share: float = MIN_SHARE, min_seqs: int = MIN_SEQS
+    ) -> None:
         self._page_size = page_size
+        self._min_seqs = min_seqs
         self._min_saved_tokens = min_saved_tokens
         self._min_share = min_share
         self._known: list[Sequence] = []
@@ -47,7 +51,7 @@ class PrefixGrouping:
 
     def of(self, work: Work) -> tuple[Work, PrefixGroups | None]:
         """`work` in an order in which groups stand together, and the groups; as it is and None where none pay."""
-        if len(work) < 2:
+        if len(work) < max(2, self._min_seqs):
             return work, None
         packed = [rows for _, rows in work]
         if not self._still_holds(packed):
@@ -55,15 +59,13 @@ class PrefixGrouping:
         if not self._groups:
             return work, None
         work = [work[i] for i in self._order]
-        sizes = [len(rows.slots) for _, rows in work]
         starts = [0, *itertools.accumulate(count for count, _ in self._groups)]
-        together = max(sum(sizes[a:b]) for a, b in itertools.pairwise(starts))
         shared = [tokens for _, tokens in self._groups]
         if starts[-1] < len(work):
             starts.append(len(work))
             shared.append(0)
         self.num_grouped_steps += 1
-        return work, PrefixGroups(tuple(starts), tuple(shared), together)
+        return work, PrefixGroups(tuple(starts), tuple(shared))
 
     def _still_holds(self, packed: Seq[Rows]) -> bool:
         if len(packed) != len(self._known):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from infercore.hf import _compiled
 from infercore.hf.choices import Choices, choices_size
-from infercore.hf.plan import HostRows, Plan, PrefixGroups, Rows, fill_rows, plan_of
-from infercore.hf.prefix_groups import MAX_INTERVALS
+from infercore.hf.plan import MAX_INTERVALS, HostRows, Plan, PrefixGroups, Rows, fill_rows, plan_of
 from infercore.radix import KVPool
 
 _ALIGNMENT = 16  # bytes: what kernels were compiled for
@@ -107,7 +106,8 @@ class StepBuffers:
             self.max_rows,
         )
         if bucket.has_groups:
-            self._write_groups(groups, bucket.num_seqs)
+            groups = PrefixGroups((0, bucket.num_seqs), (0,)) if groups is None else groups
+            groups.fill(self._group_starts, self._shared_lens, bucket.num_seqs)
         size = self._table_start + len(rows) * self._table_row if table_changed else self._table_start
         if size not in self._parts:
             before = len(self._device) - len(self._host)
@@ -132,17 +132,5 @@ class StepBuffers:
         }
         shared: dict[str, Any] = {}
         if bucket.has_groups:
-            shared = {name: view[name] for name in ("group_starts", "shared_lens")} | {"rows_together": rows}
+            shared = {name: view[name] for name in ("group_starts", "shared_lens")}
         return plan_of(tensors, None, pool, **shared)
-
-    def _write_groups(self, groups: PrefixGroups | None, num_seqs: int) -> None:
-        """Intervals behind those that are used are empty, but for one of who is in no group, padding included."""
-        used = len(groups.shared_lens) if groups is not None else 0
-        self._group_starts[0] = 0
-        self._group_starts[1:] = num_seqs
-        self._shared_lens[:] = 0
-        if groups is not None:
-            self._group_starts[:used] = groups.starts[:-1]
-            self._shared_lens[:used] = groups.shared_lens
-            if groups.shared_lens[-1]:  # all are in groups: the padding is not
-                self._group_starts[used] = groups.starts[-1]

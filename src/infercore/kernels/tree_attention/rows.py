@@ -69,8 +69,7 @@ def prepare(
             cascade); results change by rounding only. Layers with a sliding window and `batch_invariant` ignore it.
         shared_lens: how many leading tokens the sequences of group g share; at most any of their `context_lens`. Groups
             may be empty, or share nothing.
-        rows_together: about how many rows the group has that matters most, to choose the tile; None: as many as a group
-            has on average.
+        rows_together: about how many rows the group has that matters most, to choose the tile; None: a group's mean.
     Returns: a record to pass as `prepared=` in every layer of the step.
     Raises: ValueError for shapes, dtypes or devices that do not fit each other, and on the CPU for contents that cannot
         be meant (rows that run backwards, more tree rows than bits, a sequence longer than its pages).
