@@ -371,12 +371,12 @@ def rest_of(engine: Engine, args: argparse.Namespace) -> list[str]:
     parts = {batch: split(engine, batch) for batch in (1, 32)}
     names = list(parts[1])
     lines = [
-        "", "Where a step's milliseconds go: kernels of the graph by kind; tokens are chosen between graphs.", "",
+        "", "Where a step's milliseconds go: kernels of the graph by kind; the choice of tokens is among the small ones.", "",
         f"| batch | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}",
         *(f"| {batch} | {' | '.join(f'{part[n]:.3f}' for n in names)} |" for batch, part in parts.items()),
         "", f"From one graph to the next: {parts[1]['between graphs'] * 1e3:.0f} us at batch 1 "
         f"({verdict(parts[1]['between graphs'] <= 0.1, '100')}), {parts[32]['between graphs'] * 1e3:.0f} us at batch "
-        "32; the choice of tokens on the GPU included.",
+        "32.",
     ]  # fmt: skip
     if args.save:
         Path(args.save).with_suffix(".json").write_text(json.dumps(parts))
