@@ -371,7 +371,7 @@ def rest_of(engine: Engine, args: argparse.Namespace) -> list[str]:
     parts = {batch: split(engine, batch) for batch in (1, 32)}
     names = list(parts[1])
     lines = [
-        "", "Where a step's milliseconds go: kernels of the graph by kind; the choice of tokens is among the small ones.", "",
+        "", "Where a step's milliseconds go: kernels of the graph by kind (tokens are chosen in it).", "",
         f"| batch | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}",
         *(f"| {batch} | {' | '.join(f'{part[n]:.3f}' for n in names)} |" for batch, part in parts.items()),
         "", f"From one graph to the next: {parts[1]['between graphs'] * 1e3:.0f} us at batch 1 "
