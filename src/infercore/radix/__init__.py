@@ -14,6 +14,7 @@ the turns of a chat, samples of one prompt). The cache is bookkeeping only; tens
 Reading order: `types.py` (records, the `PageStore` protocol), `sequence.py` (what a request does), `cache.py` (lookup,
 insertion, eviction), `eviction.py`, `layout.py` and `_compiled.py` (the arrays and the loops over them),
 `allocator.py`, `pool.py`, `keys.py`; `events.py`, `pins.py`, `explain.py`, `saving.py` and `render.py` stand alone.
+`host/` keeps evicted pages in host memory.
 """
 
 from infercore.radix.allocator import PageAllocator
