@@ -73,6 +73,23 @@ def test_float32_equals_hugging_face_while_pages_come_and_go(model, truth, cuda_
         assert engine._stepper.graphs.num_replays > 0
 
 
+def test_after_warmup_copies_compile_nothing(model, truth):
+    from infercore.kernels.pack_pages.triton import _copy_pages_kernel
+
+    def num_compiled():
+        return sum(len(caches[0]) for caches in _copy_pages_kernel.device_caches.values())
+
+    prompts = [list(p) for p in truth]
+    engine = Engine(model, num_pages=75, host_cache_bytes=1 << 26, max_running=2)
+    engine.warmup(batch=2, rows=16, progress=False)
+    before = num_compiled()
+    assert before >= 2
+    for _ in range(2):
+        engine.generate(prompts[::2], max_new_tokens=4)
+    assert engine.stats.num_host_tokens > 0
+    assert num_compiled() == before
+
+
 def test_sampled_tokens_do_not_depend_on_where_the_prefix_stood(model, truth):
     """Same seed, same tokens: cold, from the device and from the host."""
     prompts = [list(p) for p in truth]

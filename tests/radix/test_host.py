@@ -408,6 +408,9 @@ def test_pinned_memory_orders_its_copies(monkeypatch: pytest.MonkeyPatch) -> Non
     for tensor, old in zip((t for pair in pool.layers.values() for t in pair), before, strict=True):  # type: ignore[union-attr]
         old.copy_(torch.arange(old.numel()).view(old.shape))
         tensor.copy_(old)
+    memory.warmup()
+    for tensor, old in zip((t for pair in pool.layers.values() for t in pair), before, strict=True):  # type: ignore[union-attr]
+        assert torch.equal(tensor, old)
     FakeStream.log.clear()
     pages, slots = np.arange(1, 6, dtype=np.int32), np.array([3, 4, 9, 10, 0], np.int32)
     memory.copy_out(pages, slots)  # two pages a block: the third block waits until the first one is free

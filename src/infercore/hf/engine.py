@@ -307,6 +307,8 @@ class Engine:
                 progress=progress,
             )
             self._stepper.compile_kernels()
+            if self.cache.host is not None:
+                self.cache.host.warmup()
             return time.perf_counter() - start
 
     @property

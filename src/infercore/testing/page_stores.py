@@ -71,5 +71,8 @@ class ArrayHostStore:
 
         return _Copy(copy, at_once=self.num_copies_back % 2 == 0)
 
+    def warmup(self) -> None:
+        pass
+
     def poison_slots(self, slots: npt.NDArray[np.int32]) -> None:
         self.rows[slots] = _POISON

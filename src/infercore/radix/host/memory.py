@@ -121,6 +121,9 @@ class HostMemory:
             packer.unpack(block, torch.from_numpy(page_ids[first:stop].astype(np.int64)))
         return _Done()
 
+    def warmup(self) -> None:
+        """Nothing: there is nothing to compile."""
+
     def poison_slots(self, slots: Int32[np.ndarray, "n"]) -> None:
         self.slabs.poison(slots)
 

@@ -120,6 +120,17 @@ class PinnedMemory:
             ended = back.record_event()
         return _Event(ended, self._device)
 
+    def warmup(self) -> None:
+        """Run the two kernels once, on the page that nobody owns."""
+        import torch
+
+        packer, block, left = self.packing.packer(), self._blocks_out[self._next][:1], self._left[self._next]
+        if left is not None:
+            torch.cuda.current_stream(self._device).wait_event(left)
+        page = self._on_device(np.zeros(1, np.int32))
+        packer.pack(page, block)
+        packer.unpack(block, page)
+
     def poison_slots(self, slots: Int32[np.ndarray, "n"]) -> None:
         """As the protocol says; waits for the device, so that no copy that was started is spoilt."""
         import torch

@@ -119,6 +119,11 @@ class HostTier:
         """Forget what is kept of one sequence; `PrefixCache.invalidate` calls it."""
         self._index.invalidate(token_ids, namespace=namespace)
 
+    def warmup(self) -> None:
+        """Compile ahead what copies need, if the pool has its layers."""
+        if self.store.fits():
+            self.store.warmup()
+
     @property
     def stats(self) -> HostStats:
         size = self.store.slot_bytes
