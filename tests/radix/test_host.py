@@ -1,6 +1,7 @@
 """The host tier: what is evicted comes back, page for page, in what order, under what limit, and when it does not."""
 
 import contextlib
+import random
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from infercore.kernels import page_packer
 from infercore.radix import KVPool, PrefixCache
+from infercore.radix import _compiled as c
 from infercore.radix.host import Arrival, HostMemory, HostTier, PinnedMemory, host_memory
 from infercore.radix.host.memory import Slabs, _available_bytes
 from infercore.testing.page_stores import ArrayHostStore, ArrayStore
@@ -240,6 +242,53 @@ def test_a_quota_evicts_to_the_host_as_well() -> None:
     assert cache.match(A, namespace="tenant").num_tokens == 2
     assert fetched(cache, A, "tenant") == 4
     assert fetched(cache, A) == 0
+
+
+def test_quotas_pins_forks_and_what_is_forgotten_at_random() -> None:
+    """Every fetch checks its rows; after each operation pages add up and no quota is exceeded by pages nobody holds."""
+    draw = random.Random(7)
+    cache, tier = make(num_pages=14, num_slots=20)
+    quotas: dict[Any, int | None] = {None: None, "a": None}
+    pins: list[Any] = []
+    forks: list[Any] = []
+    for _ in range(500):
+        namespace = draw.choice([None, "a"])
+        tokens = [draw.randrange(1, 4) for _ in range(draw.randrange(2, 9))]
+        kind = draw.choice(
+            ["compute"] * 4 + ["fetch"] * 4 + ["evict", "quota", "pin", "unpin", "fork", "drop", "forget"]
+        )
+        if kind == "compute" and cache.num_available_pages >= 5:
+            compute(cache, tokens, namespace)
+        elif kind == "fetch":
+            fetched(cache, tokens, namespace)
+        elif kind == "evict":
+            cache.evict(draw.randrange(4))
+        elif kind == "quota":
+            quotas[namespace] = draw.choice([0, 2, 5, None])
+            cache.set_quota(namespace, quotas[namespace])
+        elif kind == "pin" and len(pins) < 2:
+            pins.append(cache.pin(tokens, namespace=namespace))
+        elif kind == "unpin" and pins:
+            cache.unpin(pins.pop())
+        elif kind == "fork" and len(forks) < 2:
+            sequence = cache.open(tokens, namespace=namespace)
+            forks.append(sequence.fork())
+            sequence.close()
+        elif kind == "drop" and forks:
+            forks.pop().close()
+        elif kind == "forget" and draw.random() < 0.3:
+            if draw.random() < 0.5:
+                cache.clear(namespace=namespace)
+            else:
+                cache.invalidate(tokens, namespace=namespace)
+        counts = cache.counts()
+        assert counts.free + counts.cached + counts.in_use == counts.total
+        assert 0 <= tier.stats.num_used <= 20
+        if not pins and not forks:
+            for name, most in quotas.items():
+                root = cache._roots.get(name)
+                assert most is None or root is None or cache._fields[c.STATE, root] <= most
+    assert tier.stats.num_tokens_back > 50, tier.stats
 
 
 def test_what_was_saved_and_loaded_pushes_others_to_the_host(tmp_path: Any) -> None:

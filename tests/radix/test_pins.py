@@ -113,3 +113,15 @@ def test_an_open_sequence_keeps_invalidated_pages_and_publishes_no_more() -> Non
     assert sequence.insert() == 0
     sequence.close()
     assert cache.counts().free == 16
+
+
+def test_pages_over_a_quota_go_when_they_are_unpinned() -> None:
+    cache = PrefixCache(8, 1)
+    pages = cache.allocate(3)
+    cache.insert([1, 2, 3], pages)
+    cache.release(pages)
+    pin = cache.pin([1, 2, 3])
+    cache.set_quota(None, 1)
+    assert cache.counts().cached == 3
+    cache.unpin(pin)
+    assert cache.counts().cached == 1

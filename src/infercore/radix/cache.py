@@ -263,6 +263,9 @@ class PrefixCache:
         with self._lock:
             if self._pins.remove(pin):
                 self._freed(self.allocator.release(pin.page_ids))
+                for root in self._quotas:
+                    self._keep_quota(root)
+        self._tell()
 
     def set_quota(self, namespace: Namespace, num_pages: int | None) -> None:
         """Let a namespace keep at most `num_pages` pages cached (None: no limit); its own worst go first, at once.
