@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.constrained.vocab import VOCABULARY, accepts
+from tests.constrained.vocab import VOCABULARY, accepts, allowed, allowed_one_by_one, walk
 
 from infercore.constrained import json_schema, regex
 from infercore.errors import EmptyGrammar, GrammarError, RegexSyntaxError, UnsupportedSchema
@@ -80,8 +80,9 @@ def test_syntax(pattern, yes, no):
         ("\\", 0),
         (r"\p{Nope}", 0),
         ("a)", 1),
-        ("(?=a)b", 0),
-        (r"\bab", 0),
+        ("a(?=b)c", 1),
+        (r"a(?:b\b)+", 5),
+        (r"\\b(a\b.)*", 5),
     ],
 )
 def test_refusal_carries_the_position(pattern, position):
@@ -108,7 +109,44 @@ def test_look_around_at_the_ends_of_a_schema_s_pattern(pattern):
             assert accepts(grammar, f'"{text}"') == bool(re.search(pattern, text)), (pattern, text)
 
 
-@pytest.mark.parametrize("pattern", ["(?=a)b", "a(?=b)", "^a(?!b)c$", r"\bab", "^(?=a)(b|(?=c)d)"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?!ab).*", r"(?=.*0)(?=.*a)[ab0]{2,3}", r"^(?!.*b$)[ab.]*", r"[ab]+(?<=ab)", r"(?!a)[ab0]*(?<!00)$",
+        r"\bab", r"[ab]+\b\.?0", r"a*\b[.]\b.*", r".*\b0\b.*", r"\Ba*\.", r"[ab0]\B[ab0.]*", r"(\ba\b|\b0+\b)\.*",
+        r"(?!.*\bab\b).*", r"(?:.*\b)?a", r"\b.*", r".*\B", r"(?=\b0).*b", "(?=a)b",
+        r"\b\b.*", r"\b\B.*", r"a?\b0?\b[.b]?\ba?",
+    ],
+)  # fmt: skip
+def test_look_around_at_the_ends_and_word_boundaries_of_a_regex(pattern):
+    try:
+        grammar = regex(pattern).bind(VOCABULARY)
+    except EmptyGrammar:
+        grammar = None
+    for size in range(1, 5):
+        for letters in itertools.product("ab0.", repeat=size):
+            text = "".join(letters)
+            assert (grammar is not None and accepts(grammar, text)) == bool(re.fullmatch(pattern, text)), text
+    if grammar is not None:
+        for state in walk(grammar, lambda ids: ids[len(ids) // 2], 4):
+            assert allowed(grammar, state) == allowed_one_by_one(grammar, state)
+        assert accepts(
+            grammar, b"".join(VOCABULARY.token_bytes[t] for t in grammar._budgets.plan(grammar.start)).decode()
+        )
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\bab\b", r"^\b[ab]+\b", r"a\b", r"\B0", r"\b(a|\.)", r"a\b.*\bb$", r"(\ba|b\b)0?", r"\.?\b0"]
+)
+def test_word_boundaries_in_a_schema_s_pattern(pattern):
+    grammar = json_schema({"type": "string", "pattern": pattern}).bind(VOCABULARY)
+    for size in range(5):
+        for letters in itertools.product("ab0.", repeat=size):
+            text = "".join(letters)
+            assert accepts(grammar, f'"{text}"') == bool(re.search(pattern, text)), (pattern, text)
+
+
+@pytest.mark.parametrize("pattern", ["(?=a)b", "a(?=b)", "^a(?!b)c$", "^(?=a)(b|(?=c)d)"])
 def test_look_around_elsewhere_is_refused(pattern):
     with pytest.raises(UnsupportedSchema, match="look-around"):
         json_schema({"type": "string", "pattern": pattern}).bind(VOCABULARY)

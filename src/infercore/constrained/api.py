@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from infercore.constrained.grammar import GrammarSpec
-from infercore.constrained.regex import full_match
+from infercore.constrained.regex import full_conjunction
 from infercore.constrained.schema import Order, Separators, Whitespace, check_schema, check_source
 from infercore.constrained.schema.python_types import schema_of_type
 
@@ -14,9 +14,10 @@ def regex(pattern: str) -> GrammarSpec:
     """Texts that `pattern`, in the syntax of Python's `re`, matches from end to end.
 
     Raises: RegexSyntaxError with the position, for a syntax error or what no automaton can hold (backreferences,
-        atomic groups, possessive repeats).
+        atomic groups, possessive repeats, word boundaries within a repeat, look-around that is neither look-ahead where
+        the pattern begins nor look-behind where it ends).
     """
-    full_match(pattern)
+    full_conjunction(pattern)
     return GrammarSpec("regex", pattern)
 
 

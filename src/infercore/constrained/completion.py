@@ -24,17 +24,47 @@ class Completions:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self._of_state: dict[int, bytes | None] = {}
+        self._by_rows: dict[int, bytes | None] = {}
         self._open: set[int] = set()
         self._was_cut = False
 
     def of_config(self, config: int) -> bytes | None:
         """Bytes that complete what `config` has read; None where none were found."""
         best: bytes | None = None
-        for state, stack in self.machine.pairs(config):
+        pairs = self.machine.pairs(config)
+        if not pairs:
+            return self._of_rows(config)
+        for state, stack in pairs:
             text = self._of_pair(state, stack, None if best is None else len(best))
             if text is not None and (best is None or len(text) < len(best)):
                 best = text
         return best
+
+    def _of_rows(self, config: int) -> bytes | None:
+        """The same of a config of several automata at once, which has rows but no states."""
+        if config in self._by_rows:
+            return self._by_rows[config]
+        came: dict[int, tuple[int, int]] = {}
+        queue = deque([config])
+        found = None
+        while queue and found is None and len(came) < _MAX_TEXTS:
+            here = queue.popleft()
+            if self.machine.accepts(here):
+                found = here
+            for byte, target in self._texts_after(here):
+                if target not in came and target != config:
+                    came[target] = (here, byte)
+                    queue.append(target)
+        text = b""
+        at = found
+        while at is not None:
+            self._by_rows[at] = text
+            if at == config:
+                return text
+            at, byte = came[at]
+            text = bytes([byte]) + text
+        self._by_rows[config] = None
+        return None
 
     def _of_pair(self, state: int, stack: int, limit: int | None) -> bytes | None:
         parts = []

@@ -105,6 +105,7 @@ class Machine:
         self.pending_keys: dict[int, Callable[[bytes], int]] = {}  # state behind a key or item -> by text, the state
         # COUNT states that read any text, behind which what must follow can always still come
         self.any_loops: set[int] = set()
+        self._configs_of: dict[int, int] = {}  # of states that stand for a config, see `state_of`
         self._num_served = 0
         self.exact_sets: set[int] = set()  # states whose `char_set` is all that they read
         self.is_plain = False  # no JSON strings, now or later
@@ -188,6 +189,11 @@ class Machine:
         self._expanders[state] = expander
         return state
 
+    def _set(self, state: int, kind: int, a: int, b: int) -> None:
+        """Define a state by its first three columns."""
+        flat, at = self._node_view, 5 * state
+        flat[at], flat[at + 1], flat[at + 2], flat[at + 3], flat[at + 4] = kind, a, b, 0, 0
+
     def literal(self, text: bytes, then: int) -> int:
         """First state of a chain that reads `text` and goes on at `then`."""
         if not text:
@@ -199,7 +205,7 @@ class Machine:
     def literal_call(self, text: bytes, entry: int, then: int) -> int:
         """First state of a chain that reads `text`, runs `entry` up to its `ret`, and goes on at `then`."""
         first = self._chain(text)
-        self.tables.node[first + len(text)] = (c.CALL, entry, then, 0, 0)
+        self._set(first + len(text), c.CALL, entry, then)
         return first
 
     def literal_stub(self, text: bytes, expander: Expander) -> int:
@@ -264,12 +270,12 @@ class Machine:
         if text == self.tables.header[c.ANY_CONFIG]:  # the state is met again further on
             self.define(state, free=[self.string_body(spec, text)])
         else:
-            self.tables.node[state] = (c.STRING, spec, text, 0, 0)
+            self._set(state, c.STRING, spec, text)
 
     def call(self, entry: int, then: int) -> int:
         """A state that runs what starts at `entry` up to its `ret`, then goes on at `then`."""
         state = self.new_states(1)
-        self.tables.node[state] = (c.CALL, entry, then, 0, 0)
+        self._set(state, c.CALL, entry, then)
         return state
 
     def count(self, entry: int, then: int, low: int, high: int | None) -> int:
@@ -300,7 +306,7 @@ class Machine:
     def ret(self, label: int = 0) -> int:
         """A state that returns to the caller; on an empty stack the config accepts, with `label`."""
         state = self.new_states(1)
-        self.tables.node[state] = (c.RET, label, 0, 0, 0)
+        self._set(state, c.RET, label, 0)
         return state
 
     def string_spec(
@@ -384,7 +390,15 @@ class Machine:
 
     def start(self, state: int) -> int:
         """Config of `state` with an empty stack."""
+        if state in self._configs_of:
+            return self._configs_of[state]
         return self._run(lambda: int(c.start_config(self._handle, state)))
+
+    def state_of(self, config: int) -> int:
+        """A state that `start` turns into `config`, and that leads nowhere elsewhere."""
+        state = self.node()
+        self._configs_of[state] = config
+        return state
 
     def row(self, config: int) -> npt.NDArray[np.int32]:
         """Next config for each byte, 0 where refused."""

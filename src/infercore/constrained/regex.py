@@ -5,9 +5,11 @@ costs one state per count that some output has reached, not one per count that i
 Source: V. Antimirov, "Partial derivatives of regular expressions", TCS 155 (1996).
 """
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 
+from infercore.constrained.boundaries import NotSupported, has_boundary, resolve_boundaries
 from infercore.constrained.charsets import char_set
 from infercore.constrained.machine import Machine, StateBlock
 from infercore.constrained.regex_syntax import (
@@ -168,7 +170,27 @@ def alphabet(node: Node) -> int:
 
 def full_match(pattern: str, *, ecma: bool = False) -> Node:
     """The tree of texts that `pattern` matches from end to end, as `re.fullmatch` does, anchors resolved."""
-    return resolve_anchors(parse(pattern, ecma=ecma), pattern)
+    return resolve_anchors(parse(pattern, ecma=ecma), pattern, ecma=ecma)
+
+
+def full_conjunction(pattern: str) -> list[tuple[Node, bool]]:
+    """As `full_match`, with look-ahead at the beginning and look-behind at the end taken out.
+
+    Returns: trees, each of which must match, or (False) must not.
+    """
+    node = parse(pattern)
+    parts = list(node.parts) if isinstance(node, Concat) else [node]
+    start, end, result = Anchor("start"), Anchor("end"), []
+    first = int(parts[:1] == [start])
+    while len(parts) > first and isinstance(look := parts[first], Look) and not look.behind:
+        result.append((resolve_anchors(Concat((look.part, ANY_TEXT)), pattern), not look.negative))
+        del parts[first]
+    last = len(parts) - 1 - int(parts[-1:] == [end])
+    while last >= first and isinstance(look := parts[last], Look) and look.behind:
+        result.append((resolve_anchors(Concat((ANY_TEXT, look.part)), pattern), not look.negative))
+        del parts[last]
+        last -= 1
+    return [(resolve_anchors(Concat(tuple(parts)) if result else node, pattern), True), *result]
 
 
 def search_match(pattern: str) -> Node:
@@ -194,22 +216,40 @@ def search_conjunction(pattern: str) -> list[tuple[Node, bool]]:
 
 
 def _search(node: Node, pattern: str) -> Node:
-    return resolve_anchors(Concat((ANY_TEXT, node, ANY_TEXT)), pattern)
+    return resolve_anchors(Concat((ANY_TEXT, node, ANY_TEXT)), pattern, ecma=True)
 
 
-def resolve_anchors(node: Node, pattern: str) -> Node:
+def resolve_anchors(node: Node, pattern: str, *, ecma: bool = False) -> Node:
     """`node` without anchors, for a text that begins and ends where the pattern does.
 
-    Raises: RegexSyntaxError for look-around and word boundaries, which this tree cannot hold.
+    Raises: RegexSyntaxError for look-around, and word boundaries where they cannot be taken out.
     """
-    if _has(node, Look) or _has_kind(node, "word") or _has_kind(node, "not word"):
+    if _has(node, Look):
         raise RegexSyntaxError(
-            "look-around is supported only in a schema's pattern, right behind a leading ^ or right before a final $, "
-            "and word boundaries are not; say it with classes and alternatives",
+            "look-around is supported only where the pattern begins (look-ahead) or ends (look-behind), in a schema's "
+            "pattern right behind a leading ^ or right before a final $; say it with classes and alternatives",
             pattern=pattern,
-            position=0,
+            position=_position(r"\(\?<?[=!]", pattern),
         )
-    return _resolve(_resolve(node, "start", True), "end", True)
+    node = _resolve(_resolve(node, "start", True), "end", True)
+    if not has_boundary(node):
+        return node
+    word = parse(r"(?a)\w" if ecma or re.search(r"\(\?\w*a", pattern) else r"\w")
+    assert isinstance(word, Chars)
+    try:
+        return resolve_boundaries(node, word.ranges, empty_is_inside=ecma)
+    except NotSupported as error:
+        raise RegexSyntaxError(
+            f"{error} is not supported; say it with classes and alternatives",
+            pattern=pattern,
+            position=_position(r"\\[bB]", pattern),
+        ) from error
+
+
+def _position(mark: str, pattern: str) -> int:
+    """Where `mark` stands in `pattern`, backslashes that are escaped themselves left out."""
+    found = re.search(rf"(?:[^\\]|\\[^bB])*?({mark})", pattern)
+    return found.start(1) if found else 0
 
 
 def _has(node: Node, kind: type) -> bool:

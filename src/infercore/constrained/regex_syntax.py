@@ -160,7 +160,7 @@ class _Parser:
         if character == ".":
             if self.dot_all:
                 return chars(ALL)
-            return chars(_without(ALL, ((10, 10), (13, 13), (0x2028, 0x2029)) if self.ecma else ((10, 10),)))
+            return chars(without(ALL, ((10, 10), (13, 13), (0x2028, 0x2029)) if self.ecma else ((10, 10),)))
         if character == "^":
             if self.multiline:
                 return Alternate((Anchor("start"), Look(Chars(((10, 10),)), behind=True, negative=False)))
@@ -255,7 +255,7 @@ class _Parser:
         self.at += 1
         if character in "dDsSwW":
             ranges = _named_class(character.lower(), ascii_only=self.ascii, ecma=self.ecma)
-            return ranges if character.islower() else _without(ALL, ranges)
+            return ranges if character.islower() else without(ALL, ranges)
         if character in "pP":
             found = _PROPERTY.match(self.pattern, self.at)
             if not found:
@@ -265,7 +265,7 @@ class _Parser:
             if not ranges:
                 raise self.error(f"unknown Unicode property {found['name'] or found['short']}", begin)
             negative = (character == "P") != bool(found["not"])
-            return _without(ALL, ranges) if negative else ranges
+            return without(ALL, ranges) if negative else ranges
         if character in _CONTROLS:
             point = _CONTROLS[character]
         elif character == "x" and (found := _HEX2.match(self.pattern, self.at)):
@@ -324,7 +324,7 @@ class _Parser:
                     item = ((item[0][0], last[0][0]),)
             ranges.extend(item)
         result = self.fold_ranges(merge(ranges))
-        return _without(ALL, result) if negative else result
+        return without(ALL, result) if negative else result
 
     def class_item(self) -> Ranges:
         character = self.pattern[self.at]
@@ -351,7 +351,7 @@ class _Parser:
 
 @lru_cache(maxsize=1024)
 def _ordered(ranges: Ranges) -> Ranges:
-    return _without(merge(list(ranges)), ((0xD800, 0xDFFF),))
+    return without(merge(list(ranges)), ((0xD800, 0xDFFF),))
 
 
 @lru_cache(maxsize=1024)
@@ -396,7 +396,7 @@ def merge(ranges: list[tuple[int, int]]) -> Ranges:
     return tuple(result)
 
 
-def _without(ranges: Ranges, removed: Ranges) -> Ranges:
+def without(ranges: Ranges, removed: Ranges) -> Ranges:
     result = []
     for low, high in ranges:
         for r_low, r_high in removed:
@@ -414,7 +414,7 @@ def _without(ranges: Ranges, removed: Ranges) -> Ranges:
 
 def intersect(a: Ranges, b: Ranges) -> Ranges:
     """Code points in both."""
-    return _without(a, _without(ALL, b))
+    return without(a, without(ALL, b))
 
 
 ALL: Ranges = ((0, 0xD7FF), (0xE000, LAST))

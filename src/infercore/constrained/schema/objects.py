@@ -227,9 +227,8 @@ class ObjectStates:
             if not self.required & self._bits[name] and self._must_be_required(memory):
                 return []
             literals = self.values[name]
-            after = memory._replace(
-                seen=memory.seen | self._bits[name], members=min(memory.members + 1, self.count_cap)
-            )
+            members = memory.members + 1 if memory.members < self.count_cap else self.count_cap
+            after = _Memory(memory.seen | self._bits[name], memory.extra, memory.owed, members)
             if not memory.owed:
                 if name not in self._name_states:
                     self._name_states[name] = self.context.value(literals)
@@ -295,10 +294,9 @@ class ObjectStates:
         if not options:
             self.machine.define(state)
             return
-        declared = any(label > len(self.patterns) for label in self._labels(config))
         then = [(value, self.context.space(self._state("after", after))) for value, after in options]
         self.context.define_colon(state, then)
-        if not declared and key is None:
+        if key is None and max(self._labels(config)) <= len(self.patterns):  # not a declared name
             self.machine.tables.pending[state] = 2
             self.machine.pending_keys[state] = lambda text: self._resolved(config, memory, last_string(text))
 
