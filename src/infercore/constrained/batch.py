@@ -20,9 +20,9 @@ def fill_batch(
     """Write the allowed tokens of each sequence to its row of `bitmask`, int32 [>= len(states), words] on the CPU.
 
     Masks that are kept are copied on the calling thread. The others are shared out, rows of one grammar to one thread,
-    for a grammar is not thread-safe. Their loops run without the GIL, the Python around them does not: threads help
-    where masks take long walks over the vocabulary (regexes), not where most of the time new states are defined (JSON
-    Schemas); bench/results/constrained-fill.md has both.
+    for a grammar is not thread-safe. Their loops run without the GIL, but most of them are short, and the Python around
+    them takes longer: with two threads on two cores a batch of 32 MaskBench schemas took 1.6 times as long as alone,
+    one of 40 regexes 1.2 times (bench/results/constrained-fill.md). A pool pays where single masks take milliseconds.
 
     Args:
         grammars, states: of each sequence; a grammar may stand there more than once.
