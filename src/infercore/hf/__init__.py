@@ -1,8 +1,9 @@
 """The engine: infercore's parts behind any decoder-only causal LM of Hugging Face transformers.
 
 Use it to run a model you have as a transformers object faster and with more control than `generate` gives: prefixes
-are computed once, JSON and regexes are enforced, drafts are verified without changing the output, requests are batched
-as they come. Not for encoder-decoders, hybrids with linear attention, beams; `GrammarProcessor` works with those too.
+are computed once, and kept in host memory too if you like, JSON and regexes are enforced, drafts are verified without
+changing the output, requests are batched as they come. Not for encoder-decoders, hybrids with linear attention, beams;
+`GrammarProcessor` works with those too.
 
     engine = Engine(model, tokenizer)
     out = model.generate(**inputs, max_new_tokens=200, custom_generate=engine)                  # drop-in
@@ -13,7 +14,8 @@ as they come. Not for encoder-decoders, hybrids with linear attention, beams; `G
 Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
 forward), `step.py`, `draft.py` and `choose.py` (one step), `flight.py` and `chosen.py` (steps that overlap),
 `state.py`, `scheduler.py`, `engine.py`; `graphs.py`, `step_buffers.py`, `fused_layers.py` and `fused_products.py`
-(steps as CUDA graphs); `weights.py` (what changed, which adapters are on); `features.py` and `heads/` (EAGLE, Medusa);
+(steps as CUDA graphs); `prefix_groups.py` (beginnings that a batch shares), `host_cache.py` (prefixes in host memory);
+`weights.py` (what changed, which adapters are on); `features.py` and `heads/` (EAGLE, Medusa);
 then `self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `report.py`, `aio.py`, `grammar_processor.py`,
 `paged_cache.py`, `cache_argument.py`.
 """
