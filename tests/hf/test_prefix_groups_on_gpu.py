@@ -78,7 +78,7 @@ def test_requests_that_come_and_go_and_pages_that_are_short(model, truth):
 
 def test_after_warmup_no_bucket_with_groups_is_captured(model, truth):
     engine = engine_of(model, max_running=8)
-    engine.warmup(batch=8, rows=64, progress=False)
+    engine.warmup(batch=8, rows=256, progress=False)
     before = set(engine._stepper.graphs._replays)
     assert any(bucket.has_groups for bucket in before)
     for _ in range(2):
