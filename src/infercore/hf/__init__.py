@@ -12,12 +12,12 @@ changing the output, requests are batched as they come. Not for encoder-decoders
     handles = engine.submit(engine.request(prompt)); events = engine.step(); handles[0].cancel()   # for servers
 
 Files in reading order: `request.py` (what is asked and what comes back), `plan.py` and `attention.py` (the packed
-forward), `step.py`, `draft.py` and `choose.py` (one step), `flight.py` and `chosen.py` (steps that overlap),
-`state.py`, `scheduler.py`, `engine.py`; `graphs.py`, `step_buffers.py`, `fused_layers.py` and `fused_products.py`
-(steps as CUDA graphs); `prefix_groups.py` (beginnings that a batch shares), `host_cache.py` (prefixes in host memory);
-`weights.py` (what changed, which adapters are on); `features.py` and `heads/` (EAGLE, Medusa);
-then `self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`, `report.py`, `aio.py`, `grammar_processor.py`,
-`paged_cache.py`, `cache_argument.py`.
+forward), `step.py`, `draft.py`, `reserve.py`, `choose.py` and `settle.py` (one step), `flight.py`, `chosen.py`,
+`choices.py` and `drawn.py` (steps that overlap), `state.py`, `scheduler.py`, `core.py`, `engine.py`; `graphs.py`,
+`step_buffers.py`, `fused_layers.py` and `fused_products.py` (steps as CUDA graphs); `prefix_groups.py` (beginnings that
+a batch shares), `host_cache.py` (prefixes in host memory); `weights.py` (what changed, which adapters are on);
+`features.py` and `heads/` (EAGLE, Medusa); then `self_check.py`, `custom_generate.py`, `factory.py`, `stream.py`,
+`report.py`, `aio.py`, `grammar_processor.py`, `paged_cache.py`, `cache_argument.py`.
 """
 
 from infercore.hf.aio import AsyncEngine
