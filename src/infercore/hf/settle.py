@@ -58,7 +58,9 @@ def append(state: RequestState, turn: Turn, verdict: Verdict) -> int:
     """
     try:
         before = state.num_tokens
-        count = state.append(verdict.token_ids(turn.tree).tolist())
+        token_ids = turn.tree.token_ids[verdict.path].tolist() if verdict.num_accepted else []
+        token_ids.append(verdict.next_token_id)
+        count = state.append(token_ids)
         state.keep_draw()
         if state.pending_rows:
             keep_chosen(state, count)

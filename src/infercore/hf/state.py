@@ -48,6 +48,7 @@ class RequestState:
         self.eos_token_ids = eos_token_ids
         self.grammar = grammar
         self.stop_strings = StopStrings(tokenizer, request.stop) if tokenizer is not None and request.stop else None
+        self._ends_simply = grammar is None and self.stop_strings is None and not request.stopping_criteria
         self.speculates = speculates
         self.notes = notes
         drafter = request.drafter  # looked at once: to ask whether it observes takes 10 µs, ten times that in a step
@@ -120,6 +121,8 @@ class RequestState:
         Grammar, end tokens, stop strings, the caller's criteria and the length limit are asked after each one. Tokens
         that were sampled end as well where the grammar forces some and these are to be appended.
         """
+        if self._ends_simply:
+            return self._append_simply(token_ids)
         for count, token_id in enumerate(token_ids, 1):
             if self.grammar_log is not None and self.grammar is not None:
                 self.grammar_log.append(self.grammar.state)
@@ -146,6 +149,19 @@ class RequestState:
             if not forced and count < len(token_ids) and self._appends_forced and len(self._forced_tokens()):
                 return count
         return len(token_ids)
+
+    def _append_simply(self, token_ids: Seq[int]) -> int:
+        """`append` where nothing but end tokens and the length can end the output."""
+        count = min(len(token_ids), self.max_output - self.num_output)
+        for i in range(count):
+            if token_ids[i] in self.eos_token_ids:
+                count, self.finish_reason = i + 1, "eos"
+                break
+        self.tokens[self.num_tokens : self.num_tokens + count] = token_ids[:count]
+        self.num_tokens += count
+        if self.num_output == self.max_output and self.finish_reason is None:
+            self.finish_reason = "length"
+        return count
 
     def append_forced(self) -> list[int]:
         """Add the tokens that the grammar forces next, if any, as output; returns those added."""
