@@ -54,6 +54,20 @@ def test_float32_equals_hugging_face(model, expected, name, cuda_graphs):
         assert graphs is None
 
 
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"temperature": 0.8, "top_p": 0.9, "top_k": 30}])
+def test_draws_in_flight_are_those_that_the_host_waits_for(model, options, cuda_graphs, monkeypatch):
+    outputs = []
+    for in_flight in (True, False):
+        engine = Engine(model, num_pages=200, cuda_graphs=cuda_graphs, poison=True)
+        if not in_flight:
+            monkeypatch.setattr(engine._stepper._chosen, "serves", lambda turns, num_rows: False)
+        done = engine.generate(PROMPTS, max_new_tokens=NEW, seed=3, **options)
+        outputs.append([c.token_ids for c in done])
+    assert outputs[0] == outputs[1]
+    assert len({tuple(tokens) for tokens in outputs[0]}) == len(PROMPTS)
+
+
 def test_a_draft_model_runs_by_graphs_too(model, expected):
     forward = ModelForward(model, num_pages=200)
     engine = Engine(model, num_pages=200)
