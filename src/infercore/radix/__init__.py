@@ -13,8 +13,8 @@ the turns of a chat, samples of one prompt). The cache is bookkeeping only; tens
 
 Reading order: `types.py` (records, the `PageStore` protocol), `sequence.py` (what a request does), `cache.py` (lookup,
 insertion, eviction), `eviction.py`, `layout.py` and `_compiled.py` (the arrays and the loops over them),
-`allocator.py`, `pool.py`, `keys.py`; `events.py`, `pins.py`, `explain.py`, `saving.py` and `render.py` stand alone.
-`host/` keeps evicted pages in host memory.
+`allocator.py`, `pool.py`, `side.py`, `keys.py`; `events.py`, `pins.py`, `explain.py`, `saving.py` and `render.py` stand
+alone. `host/` keeps evicted pages in host memory.
 """
 
 from infercore.radix.allocator import PageAllocator
@@ -25,6 +25,7 @@ from infercore.radix.explain import Explanation
 from infercore.radix.pins import Pin
 from infercore.radix.pool import KVPool
 from infercore.radix.sequence import Sequence, block_table, slot_mapping
+from infercore.radix.side import SideRows
 from infercore.radix.types import CacheStats, Match, Namespace, PageCounts, PageStore
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "PrefixCache",
     "Priority",
     "Sequence",
+    "SideRows",
     "block_table",
     "slot_mapping",
 ]

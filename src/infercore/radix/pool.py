@@ -1,5 +1,6 @@
 """The tensors that hold K and V of every page, one pair per layer."""
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from jaxtyping import Int32, Int64
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from infercore.radix.side import SideRows
 
     SlotMover = Callable[[np.ndarray, np.ndarray], bool]
 
@@ -50,6 +53,11 @@ class KVPool:
         self._make_mover = make_mover
         self._mover: tuple[int, SlotMover | None] | None = None
         self._gathered: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._sides: list[weakref.ref[SideRows]] = []
+
+    def attach(self, side: "SideRows") -> None:
+        """Have rows that somebody keeps beside this pool's follow its pages, as long as somebody keeps `side`."""
+        self._sides.append(weakref.ref(side, self._sides.remove))
 
     def layer(
         self, layer_idx: int, k_like: "Tensor | None" = None, v_like: "Tensor | None" = None
@@ -94,6 +102,8 @@ class KVPool:
         if self._gathered is not None:
             self._gathered.append((src, dst))
             return
+        for side in self._sides_alive():
+            side.move(src, dst)
         if self._moved_together(src, dst):
             return
         for tensor, at in self._each_tensor(np.stack([src, dst])):
@@ -116,6 +126,8 @@ class KVPool:
 
     def zero_pages(self, page_ids: Int32[np.ndarray, "n"]) -> None:
         """Zero pages that are handed out, if this pool does that (see `zero_on_alloc`)."""
+        for side in self._sides_alive():
+            side.forget(page_ids)
         if self.zero_on_alloc if self.zero_on_alloc is not None else self._poisoned:
             for tensor, at in self._each_tensor(page_ids.astype(np.int64)):
                 tensor[at] = 0
@@ -126,6 +138,8 @@ class KVPool:
             self.move_gathered()  # some of these pages are sources
             self.gather_moves()
         self._poisoned = True
+        for side in self._sides_alive():
+            side.poison(page_ids)
         for tensor, at in self._each_tensor(page_ids.astype(np.int64)):
             tensor[at] = float("nan")
 
@@ -171,6 +185,9 @@ class KVPool:
             k_like, v_like = (tensors[f"layer.{layer_idx}.{h}"][:, 0] for h in "kv")
             tensor = self.layer(layer_idx, k_like, v_like)["kv".index(half)]
             tensor[at.to(tensor.device)] = tensors[name].to(tensor.device)
+
+    def _sides_alive(self) -> "list[SideRows]":
+        return [side for ref in self._sides if (side := ref()) is not None] if self._sides else []
 
     def _moved_together(self, src: Int64[np.ndarray, "n"], dst: Int64[np.ndarray, "n"]) -> bool:
         """Let `make_mover`'s mover do it, if it can; it is made anew when a layer came."""
