@@ -229,9 +229,7 @@ class EngineCore:
         while self._scheduler.call_off():
             pass
         for state in reversed(list(self._scheduler.running)):
-            assert state.sequence is not None
-            state.sequence.close(insert=insert)
-            state.sequence = None
+            state.close_sequence(insert=insert)
             self._scheduler.running.remove(state)
             self._scheduler.waiting.appendleft(state)
         if self._stepper.graphs is not None:
@@ -262,8 +260,7 @@ class EngineCore:
             return
         self._scheduler.remove(state)
         if state.sequence is not None:
-            state.sequence.close(insert=state.error is None)
-            state.sequence = None
+            state.close_sequence(insert=state.error is None)
         handle.completion = completion_of(state, self.tokenizer)
         del self._handles[state.request_id]
         self.stats.add_request(handle.completion.stats, len(handle.completion.token_ids))

@@ -22,6 +22,8 @@ from infercore.typing import TokenIds, as_token_ids
 Prompt = str | TokenIds | Tensor
 """Text (encoded by the engine's tokenizer), or token ids."""
 
+_ids = count(1)  # of the requests of all engines: a drafter may serve several
+
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or several, as a list of prompts."""
@@ -48,7 +50,6 @@ class RequestFactory:
         self._vocab_size = vocab_size
         self._vocabulary = vocabulary
         self._grammars: dict[Any, Any] = {}
-        self._ids = count(1)
 
     @property
     def vocabulary(self) -> Any:
@@ -132,7 +133,7 @@ class RequestFactory:
                 request = replace(request, jump_forward=False)
                 notes.append("jump-forward off: a Matcher cannot give the scores of forced tokens")
         return RequestState(
-            next(self._ids),
+            next(_ids),
             request,
             eos_token_ids=self._eos_token_ids(request),
             grammar=grammar,

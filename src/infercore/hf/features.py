@@ -6,12 +6,13 @@ the tensors themselves are kept.
 """
 
 import weakref
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from infercore.errors import UnsupportedModel
+from infercore.radix import KVPool, Sequence
 from infercore.speculative import Drafter, FeatureObserver
 
 _FEW_ROWS = 256  # what graphs serve
@@ -79,6 +80,31 @@ def feature_observers(drafter: Drafter | None) -> list[FeatureObserver]:
         return [observer for each in inner for observer in feature_observers(each)]
     # Asked in every step: `isinstance` with a protocol takes ten times as long.
     return [drafter] if hasattr(drafter, "feature_layers") else []  # type: ignore[list-item]
+
+
+@runtime_checkable
+class PageObserver(FeatureObserver, Protocol):
+    """A `FeatureObserver` that keeps what it makes of a text with the text's pages, for whoever finds those again.
+
+    Laws: `begin` comes before the first `see` of a request, again where it starts anew, and behind a `fork`; `publish`
+    while the request still holds its pages.
+    """
+
+    def begin(self, request_id: int, sequence: Sequence, pool: KVPool) -> bool:
+        """A request goes on behind the tokens of `sequence`, which were computed by others or an earlier run of it.
+
+        Returns: whether the features of the last one of them are wanted; its row may then be computed once more.
+        """
+        ...
+
+    def publish(self, request_id: int) -> None:
+        """The request is about to leave its pages to the prefix cache."""
+        ...
+
+
+def page_observers(observers: list[FeatureObserver]) -> list[PageObserver]:
+    """Those that keep something with the pages."""
+    return [observer for observer in observers if isinstance(observer, PageObserver)]
 
 
 def _before(keep: Any, column: int) -> Any:

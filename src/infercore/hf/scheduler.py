@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from infercore.hf.state import RequestState
-from infercore.radix import PrefixCache, Sequence
+from infercore.radix import KVPool, PrefixCache, Sequence
 from infercore.radix.host import Arrival
 
 WORTH_WAITING = 16  # tokens: rows that a request must save to let a step pass without it, if pages are smaller
@@ -107,9 +107,26 @@ class Scheduler:
 
     def _start(self, state: RequestState, sequence: Sequence) -> None:
         state.sequence = sequence
+        if state.page_observers:
+            self._begin(state, sequence)
         if state.stats.num_forwards == 0:
             state.stats.num_reused_tokens = min(sequence.num_tokens, state.num_prompt)
         self.running.append(state)
+
+    def _begin(self, state: RequestState, sequence: Sequence) -> None:
+        """Tell drafters of the pages it goes on with.
+
+        Where they know the text and lack the features of its last token, that row is computed again, in a copy of its
+        page, if there is a page for that.
+        """
+        pool = self.cache.store
+        if not isinstance(pool, KVPool):
+            return
+        wanted = [observer.begin(state.request_id, sequence, pool) for observer in state.page_observers]
+        pages = 1 - sequence.num_pages - (-state.num_tokens // self.cache.page_size)
+        others = len(self.running) + len(self.landing)
+        if any(wanted) and sequence.num_tokens and pages + others <= self.cache.num_available_pages:
+            sequence.rollback(1)
 
     def shares(self, max_rows: int) -> list[Share]:
         """Rows for this step: whoever decodes first, then prefill chunks in order while the budget lasts."""
@@ -156,9 +173,7 @@ class Scheduler:
 
     def preempt(self, state: RequestState) -> None:
         """Take `state` out of the batch; its computed pages stay in the prefix cache as long as nobody needs them."""
-        assert state.sequence is not None
-        state.sequence.close()
-        state.sequence = None
+        state.close_sequence()
         state.stats.num_preemptions += 1
         self.running.remove(state)
         self.waiting.appendleft(state)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from infercore.hf.features import feature_observers
+from infercore.hf.features import feature_observers, page_observers
 from infercore.hf.grammar_state import GrammarState
 from infercore.hf.request import FinishReason, Request, RequestStats, TokenLogprobs
 from infercore.hf.stopping import StopStrings, Tokenizer, criterion_stops
@@ -54,6 +54,7 @@ class RequestState:
         drafter = request.drafter  # looked at once: to ask whether it observes takes 10 µs, ten times that in a step
         self.top_observer = drafter if speculates and isinstance(drafter, TopTokenObserver) else None
         self.feature_observers = feature_observers(drafter) if speculates else []
+        self.page_observers = page_observers(self.feature_observers)
         self.generator, self.draft_generator = _generators(request)
         self.draws_on_host = False  # its distributions are too flat for the device
         self._undrawn: torch.Tensor | None = None
@@ -95,6 +96,17 @@ class RequestState:
     def fail(self, error: BaseException) -> None:
         """End this request with an error; the engine gives its pages back after the step."""
         self.error, self.finish_reason = error, "error"
+
+    def close_sequence(self, *, insert: bool = True) -> None:
+        """Give its pages back, those that are whole to the prefix cache unless told not to."""
+        assert self.sequence is not None
+        try:
+            if insert:
+                for observer in self.page_observers:
+                    observer.publish(self.request_id)
+        finally:
+            self.sequence.close(insert=insert)
+            self.sequence = None
 
     @property
     def num_to_compute(self) -> int:

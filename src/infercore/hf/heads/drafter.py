@@ -1,7 +1,6 @@
 """`EagleDrafter`: trees from a head that reads the target's hidden states."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,12 @@ from infercore.hf.heads.checkpoint import read_config, read_tensors
 from infercore.hf.heads.config import HeadConfig, parse_config
 from infercore.hf.heads.eagle import EagleHead, head_for
 from infercore.hf.heads.expand import Expansion, NewEntries, Shape
-from infercore.hf.heads.kv import HeadKV, below, causal
+from infercore.hf.heads.kv import HeadKV, causal
+from infercore.hf.heads.one_depth import OneDepth
+from infercore.hf.heads.pooled import Held, PooledEntries
+from infercore.hf.heads.seen import Seen
+from infercore.radix import KVPool
+from infercore.radix import Sequence as PagedText
 from infercore.speculative import DraftModelDrafter, DraftRequest, TokenTree
 
 _MAX_NEW = 32  # features that may wait: what an accepted draft brings, also one of another drafter
@@ -35,8 +39,9 @@ class EagleDrafter:
     kept (EAGLE-2); on a GPU that is one CUDA graph and one copy to the host. For a sampling request children are drawn,
     and the tree carries what they were drawn from, so that verification is exact (`DraftModelDrafter`'s trees).
 
-    A token whose features never came (its prefix was found in the engine's cache, or its text is forced by a grammar)
-    is unknown: the head goes on from where features begin, and proposes nothing where they do not reach the end.
+    What the head made of a text stays with the text's pages, so that a request whose beginning is found in the engine's
+    prefix cache goes on as if it had seen all of it (`pooled.py`). A beginning that was computed without this head is
+    unknown: the head goes on from where features begin, and proposes nothing where they do not reach the end.
 
     Args:
         head: its weights, on the target's device and in its dtype.
@@ -73,13 +78,14 @@ class EagleDrafter:
         self._shape = Shape(max_depth, min(branching, head.config.draft_vocab_size), min(num_expanded, branching))
         self._expansion = Expansion(head, self._kv, self._shape, cuda_graphs=cuda_graphs, fuse_layers=fuse_layers)
         self._few_rows = FewRows(head)
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, Seen] = {}
+        self._pooled = PooledEntries(self._kv)
         self._starts_early = self._expansion.uses_graphs
         self._asked: set[int] = set()  # requests of the last greedy draft
         self._source = 0  # address of the last features: graphs read them where they are
         self._started: dict[int, tuple[int, int]] = {}  # those of one under way: its place there, the text's length
         self._drawn = DraftModelDrafter(
-            _OneDepth(self), max_depth=max_depth, branching=branching, num_expanded=num_expanded
+            OneDepth(self), max_depth=max_depth, branching=branching, num_expanded=num_expanded
         )
 
     @classmethod
@@ -150,7 +156,7 @@ class EagleDrafter:
         ):
             seen = self._seen.get(request_id)
             if seen is None:
-                seen = self._seen[request_id] = _Seen(self._kv.open(), first)
+                seen = self._seen[request_id] = Seen(self._kv.open(), first)
             seen.begin_at(first)
             if seen.more is None and seen.num_new + len(some) <= self._max_new:
                 seen.num_new += len(some)
@@ -182,11 +188,63 @@ class EagleDrafter:
         seen = self._seen.get(request_id)
         if seen is not None:
             self.close(new_request_id)
-            copy = _Seen(self._kv.open(), seen.first, seen.length, seen.num_new, seen.more)
+            copy = Seen(self._kv.open(), seen.first, seen.length, seen.num_new, seen.more)
             self._kv.copy(seen.slot, copy.slot)
             self._seen[new_request_id] = copy
 
     def close(self, request_id: int) -> None:
+        self._pooled.held.pop(request_id, None)
+        self._forget(request_id)
+
+    def begin(self, request_id: int, sequence: PagedText, pool: KVPool) -> bool:
+        """Take up what this head made of a reused beginning; as `PageObserver.begin`.
+
+        Cost: nothing but bookkeeping for a text that is new, or for one this request has seen itself.
+        """
+        before = self._pooled.held.get(request_id)
+        self._pooled.held[request_id] = Held(sequence, pool)
+        if before is not None and (before.pool is not pool or before.sequence.namespace != sequence.namespace):
+            self._forget(request_id)  # another adapter: features of the same text are others
+        seen = self._seen.get(request_id)
+        if seen is not None and seen.first < sequence.num_tokens <= seen.end:
+            return False
+        if sequence.num_tokens < 2:
+            return False
+        last = sequence.num_tokens - 1
+        first = self._pooled.first_known(sequence, pool)
+        if first:
+            for other_id, num_tokens in self._pooled.sharers(request_id, sequence, pool):
+                self._to_pool(other_id, num_tokens)
+            first = self._pooled.first_known(sequence, pool)
+        if first == last:
+            return False
+        self._forget(request_id)
+        seen = self._seen[request_id] = Seen(self._kv.open(), first)
+        seen.length = self._pooled.read(seen.slot, first, sequence, pool)
+        return True
+
+    def publish(self, request_id: int) -> None:
+        """Copy what the head made of whole pages to where others find it; as `PageObserver.publish`."""
+        held = self._pooled.held.get(request_id)
+        if held is not None:
+            self._to_pool(request_id, held.sequence.num_tokens // held.pool.page_size * held.pool.page_size)
+
+    def _to_pool(self, request_id: int, num_tokens: int) -> None:
+        """Entries of the first `num_tokens` tokens, as far as they are known."""
+        seen = self._seen.get(request_id)
+        if seen is None:
+            return
+        text = self._pooled.held[request_id].sequence.token_ids
+
+        def known() -> int:
+            if seen.first + seen.length + 1 < num_tokens:
+                self._absorb(seen, text, leave=1)
+            return seen.length
+
+        any_first = self.head.config.num_layers == 1  # K and V of the first layer depend on their own entry alone
+        self._pooled.write(request_id, seen.slot, seen.first, num_tokens, known, any_first=any_first)
+
+    def _forget(self, request_id: int) -> None:
         seen = self._seen.pop(request_id, None)
         if seen is not None:
             self._kv.close(seen.slot)
@@ -230,7 +288,7 @@ class EagleDrafter:
 
     def _next_entries(
         self,
-        seen: "_Seen",
+        seen: Seen,
         text: Integer[np.ndarray, "_"],
         gained: Integer[np.ndarray, "_"],
         rows: Int64[np.ndarray, "_"],
@@ -242,11 +300,11 @@ class EagleDrafter:
         next_tokens = np.concatenate([text[start:], gained[max(0, start - len(text)) :]])
         return NewEntries(seen.slot, seen.length, seen.first, next_tokens, rows)
 
-    def _new(self, seen: "_Seen") -> Tensor:
+    def _new(self, seen: Seen) -> Tensor:
         """Features that are not in the cache yet, `[num_new, columns]`."""
         return self._kv.waiting[seen.slot, : seen.num_new] if seen.more is None else seen.more
 
-    def _absorb(self, seen: "_Seen", text: Integer[np.ndarray, "_"], *, leave: int) -> None:
+    def _absorb(self, seen: Seen, text: Integer[np.ndarray, "_"], *, leave: int) -> None:
         """Put new entries of one request whose next token is known into the cache, all but the last `leave`."""
         start = seen.first + seen.length
         count = min(seen.num_new - leave, len(text) - 1 - start)
@@ -275,38 +333,6 @@ class EagleDrafter:
             seen.more = None
 
 
-@dataclass(slots=True)
-class _Seen:
-    """One request. Entries of `length` tokens from position `first` on are in the cache; `num_new` are still to come.
-
-    Features of those wait in the cache's own memory, or, where they are too many for it, in `more`. An entry depends on
-    the token behind its feature: the last one stays, and comes with each draft anew.
-    """
-
-    slot: int
-    first: int
-    length: int = 0
-    num_new: int = 0
-    more: Tensor | None = None
-    outputs: list[Tensor] = field(default_factory=list)
-    places: list[list[int]] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """The first position that nothing is known of."""
-        return self.first + self.length + self.num_new
-
-    def begin_at(self, position: int) -> None:
-        """Forget what is known from `position` on; all of it where there would be a gap."""
-        if not self.first <= position <= self.end:
-            self.first, self.length, self.num_new, self.more = position, 0, 0, None
-        elif position < self.end:
-            kept = position - self.first
-            self.length, self.num_new = min(kept, self.length), max(kept - self.length, 0)
-            if self.more is not None:
-                self.more = self.more[: self.num_new] if self.num_new else None
-
-
 def _feature_layers(config: HeadConfig, head: EagleHead, num_layers: int) -> tuple[int, ...]:
     if not head.is_eagle3:
         return (-1,)
@@ -317,71 +343,3 @@ def _feature_layers(config: HeadConfig, head: EagleHead, num_layers: int) -> tup
             f"from layers {layers}"
         )
     return tuple(layers)
-
-
-class _OneDepth:
-    """The head as `DraftModelDrafter` calls it, one depth a call: only nodes that are new since the last are run."""
-
-    def __init__(self, drafter: EagleDrafter) -> None:
-        self._drafter = drafter
-
-    def forward(
-        self,
-        request_ids: Sequence[int],
-        texts: Sequence[Integer[np.ndarray, "_"]],
-        trees: Sequence[TokenTree],
-    ) -> list[Tensor]:
-        drafter = self._drafter
-        logits = []
-        for request_id, text, tree in zip(request_ids, texts, trees, strict=True):
-            seen = drafter._seen[request_id]
-            if tree.num_nodes == 0:
-                drafter._absorb(seen, text, leave=1)
-                seen.outputs, seen.places = [], []
-            self._extend(seen, text, tree)
-            logits.append(self._over_target_vocabulary(drafter.head.logits(torch.stack(seen.outputs))))
-        return logits
-
-    def close(self, request_id: int) -> None:
-        """The drafter closes what it keeps."""
-
-    def _extend(self, seen: _Seen, text: Integer[np.ndarray, "_"], tree: TokenTree) -> None:
-        """Outputs of the root's entry and of the tree's nodes, as far as they are not there."""
-        drafter, head = self._drafter, self._drafter.head
-        feature = drafter._new(seen)[-1:]
-        device = feature.device
-        first = len(seen.outputs)  # the root's is the first
-        rows = list(range(max(first - 1, 0), tree.num_nodes))
-        depths = tree.depths
-        if first == 0:
-            seen.places = [[seen.length]]
-            token_ids, hidden = [int(text[-1])], head.project(feature)
-        else:
-            seen.places += [[*seen.places[int(tree.parents[row]) + 1], seen.length + 1 + row] for row in rows]
-            token_ids = [int(tree.token_ids[row]) for row in rows]
-            hidden = torch.stack([seen.outputs[int(tree.parents[row]) + 1] for row in rows])
-        if not token_ids:
-            return
-        drafter._kv.reserve(seen.length + 1 + tree.num_nodes)
-        slots = torch.tensor([seen.slot], device=device)
-        new = seen.places[first:]
-        longest = max(map(len, new))
-        ancestors = torch.tensor([[[path[0]] * (longest - len(path)) + path for path in new]], device=device)
-        places = below(torch.tensor([seen.length], device=device), ancestors, seen.length + 1 + tree.num_nodes, slots)
-        position = seen.first + seen.length
-        at = [position] if first == 0 else [position + int(depths[row]) for row in rows]
-        out = head(
-            torch.tensor([token_ids], device=device),
-            hidden[None],
-            torch.tensor([at], device=device),
-            partial(drafter._kv.attend, places),
-        )
-        seen.outputs += list(out[0])
-
-    def _over_target_vocabulary(self, logits: Tensor) -> Tensor:
-        head, size = self._drafter.head, self._drafter._vocab_size
-        if logits.shape[1] == size:
-            return logits
-        wide = logits.new_full((len(logits), size), float("-inf"))
-        wide[:, head.target_ids(torch.arange(logits.shape[1], device=logits.device))] = logits
-        return wide

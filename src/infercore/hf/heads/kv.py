@@ -1,8 +1,8 @@
 """`HeadKV`: keys and values of a draft head, and the features it has not taken in yet, one row of memory a request.
 
-This is a cache of its own, beside the engine's pages: a request's entries lie one behind the other, drafted ones behind
-the true ones, where the next refresh writes over them. The drafter says where entries go (`Places`) and what they see;
-paged memory could take this one's place behind the same two calls.
+This is what running requests work on: a request's entries lie one behind the other, drafted ones behind the true ones,
+where the next refresh writes over them, and a captured draft reads them as they lie. The drafter says where entries go
+(`Places`) and what they see. What others may go on with is copied to the engine's pages: see `pooled.py`.
 """
 
 from collections.abc import Sequence
@@ -86,6 +86,18 @@ class HeadKV:
             for tensor in pair:
                 tensor[target] = tensor[source]
         self.waiting[target] = self.waiting[source]
+
+    def rows(self, slot: int, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
+        """K and V of each layer at some places of a row, `[places, heads, dim]`: views."""
+        return [(k[slot, start:stop], v[slot, start:stop]) for k, v in self._layers]
+
+    def put(self, slot: int, rows: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """What `rows` gave, of any memory, to the first places of a row."""
+        count = len(rows[0][0])
+        self.reserve(count)
+        for pair, taken in zip(self._layers, rows, strict=True):
+            for tensor, part in zip(pair, taken, strict=True):
+                tensor[slot, :count] = part
 
     def wait(self, parts: Sequence[tuple[int, int, npt.NDArray[np.int64]]], features: Tensor) -> None:
         """Copy rows of `features` to where they wait: slot, place of the first one there, and which rows, each."""
