@@ -49,8 +49,12 @@ class Choices:
         return len(self.tokens)
 
     def choose(self, logits: Float[Tensor, "rows vocab"]) -> None:
-        """Put the best token of every row to the front; may be captured in a graph."""
+        """Put the best token of every row to the front; may be captured in a graph.
+
+        A model that is spread over devices gives its logits on another one than these are on: they are brought here.
+        """
         count = logits.shape[0]
+        logits = logits.to(self.tokens.device)  # itself, if it is there
         torch.max(logits, -1, out=(self._best[logits.dtype][:count], self.tokens[:count]))
 
     def fetch(self, count: int, dtype: torch.dtype) -> None:

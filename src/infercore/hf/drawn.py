@@ -51,7 +51,8 @@ class DrawnTokens:
         cumulative = (exact / exact.sum(-1, keepdim=True)).cumsum(-1)  # as `speculative.verify` does it on a device
         target = (uniform * cumulative[:, -1])[:, None]
         ids = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_(max=logits.shape[1] - 1)
-        self._choices.tokens.index_copy_(0, at, ids)
+        tokens = self._choices.tokens
+        tokens.index_copy_(0, at.to(tokens.device), ids.to(tokens.device))
         if is_right is not None:
             self._is_right[:count].copy_(is_right, non_blocking=True)
             self._rows = {row: place for place, row in enumerate(rows)}
