@@ -383,6 +383,25 @@ def test_pinned_memory_is_not_asked_for_where_it_is_not_free(tmp_path: Any, capl
     assert _available_bytes(tmp_path / "meminfo", tmp_path) == 4096
 
 
+def test_moves_that_were_put_off_are_made_before_pages_are_copied() -> None:
+    cache, tier = make()
+    compute(cache, A)
+    pool: Any = cache.store
+    page = int(cache.match(A).page_ids[-1])
+    (k, _), *_ = pool.layers.values()
+    pool.gather_moves()
+    pool.move_slots(np.array([2 * page]), np.array([2 * page + 1]))
+    cache.evict(1)
+    pool.move_gathered()
+    sequence = cache.open(A)
+    arrival = tier.fetch(sequence, A)
+    assert arrival is not None
+    arrival.finish()
+    first, second = k.view(-1, *k.shape[2:])[sequence.slots(4, 6)]
+    assert torch.equal(first, second)
+    sequence.close()
+
+
 def test_one_tier_per_cache() -> None:
     cache, tier = make()
     with pytest.raises(ValueError, match="already"):

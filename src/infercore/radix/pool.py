@@ -124,6 +124,12 @@ class KVPool:
             src, dst = zip(*gathered, strict=True)
             self.move_slots(np.concatenate(src), np.concatenate(dst))
 
+    def catch_up(self) -> None:
+        """Make the moves that were put off so far; later ones are put off as before."""
+        if self._gathered:
+            self.move_gathered()
+            self.gather_moves()
+
     def zero_pages(self, page_ids: Int32[np.ndarray, "n"]) -> None:
         """Zero pages that are handed out, if this pool does that (see `zero_on_alloc`)."""
         for side in self._sides_alive():
@@ -134,9 +140,7 @@ class KVPool:
 
     def poison_pages(self, page_ids: Int32[np.ndarray, "n"]) -> None:
         """Fill freed pages with NaN, so that whoever still reads them is found out. For tests."""
-        if self._gathered:
-            self.move_gathered()  # some of these pages are sources
-            self.gather_moves()
+        self.catch_up()  # some of these pages are sources
         self._poisoned = True
         for side in self._sides_alive():
             side.poison(page_ids)

@@ -138,6 +138,7 @@ class Packing:
         self._packer: PagePacker | None = None
 
     def packer(self) -> PagePacker:
+        self._pool.catch_up()  # pages are copied as they will be read
         if self._packer is None or self._num_layers != len(self._pool.layers):
             self._num_layers = len(self._pool.layers)
             self._packer = self._make_packer([tensor for pair in self._pool.layers.values() for tensor in pair])
