@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--shapes", action="store_true", help="only accept lengths, by the shape of the draft")
     parser.add_argument("--generate-every", type=int, default=12, help="Hugging Face's questions; 0: leave it out")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no question later than this")
+    parser.add_argument("--commit", default=commit(), help="named in the table, where git does not say")
     parser.add_argument("--save", action="store_true", help="write the table to bench/results/")
     arguments = parser.parse_args()
     bench = Bench(arguments)
@@ -98,8 +99,9 @@ class Bench:
     def conditions(self) -> str:
         where = torch.cuda.get_device_name() if self.device.type == "cuda" else machine()
         return (
-            f"machine: {where} | torch {torch.__version__} | commit {commit()} | {len(self.prompts)} questions, "
-            f"{self.arguments.new_tokens} new tokens, {str(self.dtype).removeprefix('torch.')}, greedy, batch 1, "
+            f"machine: {where} | torch {torch.__version__} | commit {self.arguments.commit} | "
+            f"{len(self.prompts)} questions, {self.arguments.new_tokens} new tokens, "
+            f"{str(self.dtype).removeprefix('torch.')}, greedy, batch 1, "
             "prefill included | draft (depth, branching, width) "
         )
 
@@ -131,11 +133,11 @@ class Bench:
         if self.device.type == "cuda":
             for engine in (self.plain, self.engine):
                 engine.warmup(batch=1, rows=64, progress=False)
-        longest = sorted((prompt for prompt, _ in self.prompts), key=len)
-        for prompt in (longest[0], longest[len(longest) // 2], longest[-1]):  # warm up, compile, capture
+        by_length = sorted((prompt for prompt, _ in self.prompts), key=len)
+        for number, prompt in enumerate(by_length[:: -max(1, len(by_length) // 12)]):  # warm up, compile, capture
             for drafter, nodes, controller in contestants.values():
                 self.ours(prompt, drafter, nodes, controller)
-            if peer is not None:
+            if peer is not None and not number:
                 self.generate(peer, prompt)
         contestants = make_contestants(eagle, curve)  # tables know nothing of the questions to come
         begun, measured = time.monotonic(), 0
@@ -160,6 +162,21 @@ class Bench:
                     beside[name] += spent[name]
             for name, output in outputs.items():
                 differing[name] += output != outputs["plain"]
+            if measured % 20 == 0:
+                show(self.table(measured, contestants, seconds, gained, beside, differing), "eagle.md", self.arguments)
+        return self.table(measured, contestants, seconds, gained, beside, differing)
+
+    def table(
+        self,
+        measured: int,
+        contestants: dict[str, Any],
+        seconds: dict[str, dict[str, float]],
+        gained: dict[str, dict[str, list[int]]],
+        beside: dict[str, float],
+        differing: dict[str, int],
+    ) -> str:
+        """What was measured so far: a run that is cut off keeps the last one."""
+        every, peer = self.arguments.generate_every, beside.get("HF generate")
         groups = [key for key in seconds["plain"] if key != "all"]
         lines = [
             f"{self.conditions()}{tuple(self.arguments.shape)}, {measured} questions measured",
