@@ -49,6 +49,7 @@ def written(grammar, budget, choose):
     [
         (json_schema(PERSON), lambda text: jsonschema.Draft202012Validator(PERSON).is_valid(json.loads(text))),
         (json_schema({**PERSON, "additionalProperties": False}), lambda text: "name" in json.loads(text)),
+        (regex(r"(?!.*aa)(?=.*b)[abc]{4,9}(?<!b)"), lambda text: b"aa" not in text and b"b" in text[:-1]),
         (json_schema({}), lambda text: json.loads(text) is not ...),
         (regex("(ab|c[0-9]{3,9})+é"), lambda text: text.endswith("é".encode())),
         (choices(["a", "bc" * 30]), lambda text: text in (b"a", b"bc" * 30)),

@@ -11,10 +11,10 @@ from collections import deque
 
 from infercore.constrained.loops import loops as c
 from infercore.constrained.machine import Machine
+from infercore.constrained.shortest import shortest_text, texts_after
 
 _MAX_STATES = 4000  # of one frame; one that has no return within so many is given up
 _MAX_TEXTS = 20_000
-_FILLERS = b"a0A- _.:/@#,1"  # characters tried first where text must grow
 _SHORT_ESCAPES = {8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r", 34: b'\\"', 92: b"\\\\"}
 
 
@@ -42,29 +42,9 @@ class Completions:
 
     def _of_rows(self, config: int) -> bytes | None:
         """The same of a config of several automata at once, which has rows but no states."""
-        if config in self._by_rows:
-            return self._by_rows[config]
-        came: dict[int, tuple[int, int]] = {}
-        queue = deque([config])
-        found = None
-        while queue and found is None and len(came) < _MAX_TEXTS:
-            here = queue.popleft()
-            if self.machine.accepts(here):
-                found = here
-            for byte, target in self._texts_after(here):
-                if target not in came and target != config:
-                    came[target] = (here, byte)
-                    queue.append(target)
-        text = b""
-        at = found
-        while at is not None:
-            self._by_rows[at] = text
-            if at == config:
-                return text
-            at, byte = came[at]
-            text = bytes([byte]) + text
-        self._by_rows[config] = None
-        return None
+        if config not in self._by_rows:
+            self._by_rows[config] = shortest_text(self.machine, config)
+        return self._by_rows[config]
 
     def _of_pair(self, state: int, stack: int, limit: int | None) -> bytes | None:
         parts = []
@@ -95,7 +75,7 @@ class Completions:
                     ending = self._of_pair(machine.key_stub(spec, here), stack, None)
                     if ending is not None:  # else the key has come before
                         result.append(_encoded(came[here]) + b'"' + ending)
-                for byte, target in self._texts_after(here):
+                for byte, target in texts_after(self.machine, here):
                     if target not in came:
                         came[target] = came[here] + bytes([byte])
                         queue.append(target)
@@ -203,7 +183,7 @@ class Completions:
                         here, byte = came[here]
                         decoded.append(byte)
                     return [(_encoded(bytes(reversed(decoded))) + b'"', behind)]
-            for byte, target in self._texts_after(config):
+            for byte, target in texts_after(self.machine, config):
                 more = length
                 if byte & 0xC0 != 0x80:
                     if high >= 0 and length + 1 + machine.distance(target) > high:
@@ -215,18 +195,6 @@ class Completions:
                     came[new] = (here, byte)
                     queue.append(new)
         return []
-
-    def _texts_after(self, config: int) -> list[tuple[int, int]]:
-        """(byte, text config) for every text config one byte further, friendly bytes first."""
-        row = self.machine.row(config).tolist()
-        found: dict[int, int] = {}
-        for byte in (*_FILLERS, *range(32, 256), *range(32)):
-            if row[byte] and byte not in (34, 92):
-                found.setdefault(row[byte], byte)
-        for byte in (34, 92):
-            if row[byte]:
-                found.setdefault(row[byte], byte)
-        return [(byte, target) for target, byte in found.items()]
 
     def _wanted_moves(self, spec: int, text: int, keys: list[str]) -> list[tuple[bytes, int]]:
         """Keys that are missing, from the start of their text on; none where another one has been begun."""
