@@ -36,18 +36,18 @@ class Expanded(NamedTuple):
 
 def expand_frontier(
     logits: Float[Tensor, "batch nodes vocab"],
-    node_scores: Float32[Tensor, "batch nodes"],
+    node_scores: Float32[Tensor, "_ _"],
     *,
     branching: int,
     width: int,
-    id_offsets: Int64[Tensor, " vocab"] | None = None,
+    id_offsets: Int64[Tensor, "_"] | None = None,
     impl: Impl = "auto",
 ) -> Expanded:
     """Children of each node by its logits, and the `width` best of all children of a request.
 
     Args:
-        branching: children a node; width: how many of a request's children go on.
-        id_offsets: added to a child's column to give its token id (`d2t` of EAGLE-3); None: the column is the id.
+        node_scores: `[batch, nodes]`. branching: children a node; width: how many of a request's children go on.
+        id_offsets: `[vocab]`, added to a child's column to give its token id (`d2t` of EAGLE-3); None: it is the id.
     Raises: ValueError for shapes or sizes that do not fit, or where `impl="triton"` cannot run.
     Cost: two launches on a GPU, which read the logits once. Of equal logits the lower column comes first there.
     Source: Li et al. 2024, EAGLE-2 (arXiv 2406.16858), section 4.1, the expansion phase.
