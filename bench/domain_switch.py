@@ -298,19 +298,12 @@ def main() -> None:
 
         length = arguments.length or 300
         histories, stream, notes = measured_on_gpu(length, arguments.rounds, arguments.model)
-        text = "\n".join(
-            [
-                f"{gpu(arguments.commit)} | SmolLM2-135M-Instruct bf16, batch 1, fused layers | stretches of {length} "
-                f"tokens, drafts right with chance {CHANCES}, whole steps timed, round of median length of "
-                f"{arguments.rounds} | {notes}",
-                "",
-                *HEADER,
-                *table("measured", histories, stream),
-            ]
+        conditions = (
+            f"{gpu(arguments.commit)} | SmolLM2-135M-Instruct bf16, batch 1, fused layers | stretches of {length} "
+            f"tokens, drafts right with chance {CHANCES}, whole steps timed, round of median length of "
+            f"{arguments.rounds} | {notes}"
         )
-        name = "domain_switch_gpu"
-        if arguments.save:
-            plot(histories, length, folder / "domain_switch_gpu.png")
+        name, image = "domain_switch_gpu", "domain_switch_gpu.png"
     else:
         import torch
 
@@ -320,18 +313,15 @@ def main() -> None:
             torch.set_num_threads(arguments.threads)
         length = arguments.length or 300
         histories, stream = measured(length, arguments)
-        text = "\n".join(
-            [
-                f"machine: {machine()} | commit {commit()} | SmolLM2 fp32, batch 1, {torch.get_num_threads()} threads, "
-                f"stretches of {length} tokens, drafts right with chance {CHANCES}, whole steps timed",
-                "",
-                *HEADER,
-                *table("measured", histories, stream),
-            ]
+        conditions = (
+            f"machine: {machine()} | commit {commit()} | SmolLM2 fp32, batch 1, {torch.get_num_threads()} threads, "
+            f"stretches of {length} tokens, drafts right with chance {CHANCES}, whole steps timed"
         )
-        name = "domain_switch"
+        name, image = "domain_switch", "domain_switch.svg"
+    if not arguments.modelled:
+        text = "\n".join([conditions, "", *HEADER, *table("measured", histories, stream)])
         if arguments.save:
-            plot(histories, length, folder / "domain_switch.svg")
+            plot(histories, length, folder / image)
     print(text)
     if arguments.save:
         (folder / f"{name}.md").write_text(text + "\n")
