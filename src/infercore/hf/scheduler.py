@@ -119,14 +119,19 @@ class Scheduler:
         Where they know the text and lack the features of its last token, that row is computed again, in a copy of its
         page, if there is a page for that.
         """
-        pool = self.cache.store
-        if not isinstance(pool, KVPool):
-            return
-        wanted = [observer.begin(state.request_id, sequence, pool) for observer in state.page_observers]
+        is_wanted = self.show_pages(state, sequence)
         pages = 1 - sequence.num_pages - (-state.num_tokens // self.cache.page_size)
         others = len(self.running) + len(self.landing)
-        if any(wanted) and sequence.num_tokens and pages + others <= self.cache.num_available_pages:
+        if is_wanted and sequence.num_tokens and pages + others <= self.cache.num_available_pages:
             sequence.rollback(1)
+
+    def show_pages(self, state: RequestState, sequence: Sequence) -> bool:
+        """Tell `state`'s drafters of the pages it goes on with; whether any of them wants the last row once more."""
+        pool = self.cache.store
+        if not isinstance(pool, KVPool):
+            return False
+        wanted = [observer.begin(state.request_id, sequence, pool) for observer in state.page_observers]  # all are told
+        return any(wanted)
 
     def shares(self, max_rows: int) -> list[Share]:
         """Rows for this step: whoever decodes first, then prefill chunks in order while the budget lasts."""

@@ -125,9 +125,6 @@ def _fork_followers(scheduler: Scheduler, state: RequestState) -> None:
         follower.stats.num_reused_tokens = follower.num_prompt
         for observer in feature_observers(follower.request.drafter):
             observer.fork(state.request_id, follower.request_id)
-        pool = scheduler.cache.store
-        if isinstance(pool, KVPool):
-            for paged in follower.page_observers:
-                paged.begin(follower.request_id, follower.sequence, pool)
+        scheduler.show_pages(follower, follower.sequence)
         scheduler.running.append(follower)
         del state.followers[0]
