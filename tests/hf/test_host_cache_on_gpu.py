@@ -7,8 +7,7 @@ import copy
 import random
 
 import pytest
-import torch
-from tests.hf.tiny import VOCAB, tiny_model
+from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
 
 from infercore.hf import Engine
 from infercore.radix.host import PinnedMemory
@@ -33,14 +32,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def truth():
-    plain = copy.deepcopy(tiny_model("llama")).cuda()
-    outs = {}
-    for prompt in families(7):
-        ids = torch.tensor([prompt], device="cuda")
-        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
-        outs[tuple(prompt)] = out[0, len(prompt) :].tolist()
-    return outs
+def truth(model):
+    return {tuple(p): hf_greedy(model, p, NEW)[0] for p in families(7)}
 
 
 @pytest.mark.parametrize("cuda_graphs", [True, False])

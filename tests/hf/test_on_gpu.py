@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from tests.hf.drafters import OracleDrafter
-from tests.hf.tiny import VOCAB, tiny_model
+from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
 
 from infercore.hf import Engine, ModelForward
 from infercore.speculative import DraftModelDrafter, NGramDrafter
@@ -26,13 +26,7 @@ def model():
 @pytest.fixture(scope="module")
 def expected(model):
     """Every prompt alone, by Hugging Face's own attention."""
-    plain = copy.deepcopy(tiny_model("llama")).cuda()
-    outs = []
-    for prompt in PROMPTS:
-        ids = torch.tensor([prompt], device="cuda")
-        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
-        outs.append(out[0, len(prompt) :].tolist())
-    return outs
+    return [hf_greedy(model, prompt, NEW)[0] for prompt in PROMPTS]
 
 
 def drafters(expected):

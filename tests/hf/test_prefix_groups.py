@@ -224,19 +224,24 @@ def test_the_order_of_a_batch_changes_nothing(model, truth, overlap, drafts):
     assert engine._stepper.grouping.num_grouped_steps > 4
 
 
-def test_requests_that_come_and_go_and_pages_that_are_short(model, truth):
-    engine = engine_of(model, num_pages=40, overlap=True, host_cache_bytes=1 << 24)
+def come_and_go(engine, prompts, *, num, most_new):
+    """`num` of `prompts` submitted between steps, some of them cancelled: the others' prompts and handles, all done."""
     draw = random.Random(3)
-    prompts = families()
     handles = []
-    for prompt in draw.sample(prompts * 2, 12):
-        handles.append((prompt, *engine.submit(engine.request(prompt, max_new_tokens=draw.randrange(2, 12)))))
+    for prompt in draw.sample(prompts, num):
+        handles.append((prompt, *engine.submit(engine.request(prompt, max_new_tokens=draw.randrange(2, most_new)))))
         for _ in range(draw.randrange(3)):
             engine.step()
         if draw.random() < 0.2:
             handles.pop(draw.randrange(len(handles)))[1].cancel()
     while engine.num_unfinished:
         engine.step()
+    return handles
+
+
+def test_requests_that_come_and_go_and_pages_that_are_short(model, truth):
+    engine = engine_of(model, num_pages=40, overlap=True, host_cache_bytes=1 << 24)
+    handles = come_and_go(engine, families() * 2, num=12, most_new=12)
     for prompt, handle in handles:
         assert handle.token_ids == truth[tuple(prompt)][: len(handle.token_ids)]
         assert handle.completion.finish_reason == "length"

@@ -4,13 +4,12 @@ TRITON_INTERPRET=0 pytest -m gpu tests/hf        # on a machine with a GPU; skip
 """
 
 import copy
-import random
 
 import pytest
 import torch
 from tests.hf.drafters import OracleDrafter
-from tests.hf.test_prefix_groups import families, grouping
-from tests.hf.tiny import VOCAB, tiny_model
+from tests.hf.test_prefix_groups import come_and_go, families, grouping
+from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
 
 from infercore.hf import Engine
 from infercore.hf.prefix_groups import PrefixGrouping
@@ -25,14 +24,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def truth():
-    plain = copy.deepcopy(tiny_model("llama")).cuda()
-    outs = {}
-    for prompt in families():
-        ids = torch.tensor([prompt], device="cuda")
-        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False)
-        outs[tuple(prompt)] = out[0, len(prompt) :].tolist()
-    return outs
+def truth(model):
+    return {tuple(p): hf_greedy(model, p, NEW)[0] for p in families()}
 
 
 def engine_of(model, **options):
@@ -61,16 +54,7 @@ def test_float32_equals_hugging_face(model, truth, cuda_graphs, overlap, drafts)
 
 def test_requests_that_come_and_go_and_pages_that_are_short(model, truth):
     engine = engine_of(model, num_pages=45, host_cache_bytes=1 << 26)
-    draw = random.Random(3)
-    handles = []
-    for prompt in draw.sample(families() * 4, 28):
-        handles.append((prompt, *engine.submit(engine.request(prompt, max_new_tokens=draw.randrange(2, NEW)))))
-        for _ in range(draw.randrange(3)):
-            engine.step()
-        if draw.random() < 0.2:
-            handles.pop(draw.randrange(len(handles)))[1].cancel()
-    while engine.num_unfinished:
-        engine.step()
+    handles = come_and_go(engine, families() * 4, num=28, most_new=NEW)
     for prompt, handle in handles:
         assert handle.token_ids == truth[tuple(prompt)][: len(handle.token_ids)]
     assert engine._stepper.grouping.num_grouped_steps > 4

@@ -88,7 +88,7 @@ def prompts(num: int = 3, longest: int = 20, seed: int = 3) -> list[list[int]]:
 
 def hf_greedy(model: tf.PreTrainedModel, prompt: list[int], num_tokens: int) -> tuple[list[int], torch.Tensor]:
     """Hugging Face's own greedy output and the logits of every step, with the model's ordinary attention."""
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     before = model.config._attn_implementation
     model.set_attn_implementation(model.config._attn_implementation_for_tests)
     try:
