@@ -4,8 +4,8 @@
     python bench/shared_prefix.py --device cpu --layers 2                     # does it run? (the order of a batch only)
 
 An 8B-shaped Llama of random bf16 weights decodes greedily, 32 requests in families that begin with the same tokens and
-go on with 64 of their own. The same engine takes steps with groups and without, in turn. Groups are forced here; the
-last column says what the engine would have done (`hf/prefix_groups.py`).
+go on with 64 of their own. The same engine takes steps with groups and without, in turn. Groups are forced here, up to
+the seven that a step holds; the last column says what the engine would have done (`hf/prefix_groups.py`).
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from infercore.hf import Engine
+from infercore.hf.plan import MAX_INTERVALS
 from infercore.hf.prefix_groups import PrefixGrouping, grouping_for
 
 PAGE = 16
@@ -101,7 +102,7 @@ def agreeing(engine: Engine, shared: int, new: int) -> str:
 
 
 def forced(engine: Engine) -> PrefixGrouping:
-    return PrefixGrouping(PAGE, min_saved_tokens=1, min_share=0.0, min_seqs=2)
+    return PrefixGrouping(PAGE, min_shared_tokens=1, min_saved_tokens=1, min_share=0.0, min_members=2)
 
 
 def main() -> None:
@@ -154,7 +155,8 @@ def main() -> None:
             forms = "yes" if rule.num_grouped_steps > before else "no"
             steps.close()
             alone, grouped = (statistics.median(times[in_groups]) for in_groups in (False, True))
-            saved = args.batch // size * (size - 1) * shared * per_layer / 2**20
+            num_groups = min(args.batch // size, MAX_INTERVALS - 1)  # further families are read by each sequence
+            saved = num_groups * (size - 1) * shared * per_layer / 2**20
             lines.append(
                 f"| {args.batch // size} x {size} | {shared} | {args.batch / alone * 1e3:.0f} | "
                 f"{args.batch / grouped * 1e3:.0f} | {alone / grouped:.2f} | {alone:.2f} | {grouped:.2f} | "

@@ -15,7 +15,7 @@ from tests.hf.tiny import VOCAB, hf_greedy, tiny_model
 from infercore.hf import Engine, attention
 from infercore.hf.graphs import StepGraphs
 from infercore.hf.plan import MAX_INTERVALS, PrefixGroups, Rows
-from infercore.hf.prefix_groups import STEP, PrefixGrouping, grouping_for
+from infercore.hf.prefix_groups import MIN_MEMBERS, MIN_SHARE, STEP, PrefixGrouping, grouping_for
 from infercore.hf.scheduler import Share
 from infercore.hf.state import RequestState
 from infercore.hf.step_buffers import Bucket
@@ -55,7 +55,10 @@ def pages(*blocks, own=()):
 
 
 def grouping(**options):
-    return PrefixGrouping(PAGE, **({"min_saved_tokens": 1, "min_share": 0.0, "min_seqs": 2} | options))
+    return PrefixGrouping(
+        PAGE,
+        **({"min_shared_tokens": 1, "min_saved_tokens": 1, "min_share": 0.0, "min_members": 2} | options),
+    )
 
 
 def test_two_groups_and_loners_stand_together_in_the_new_order():
@@ -95,7 +98,70 @@ def test_groups_that_do_not_pay_are_not_formed():
     assert grouping(min_share=0.14).of(work)[1] is not None
     assert grouping(min_share=0.15).of(work) == (work, None)
     assert grouping().of(work[:1]) == (work[:1], None)
-    assert grouping_for(4096 * 32, 32, PAGE)._min_saved_tokens == 4096
+
+
+def test_a_group_must_be_large_enough_by_itself():
+    """Four behind two blocks, three behind one and two behind three: who is in no group stands at the end."""
+    families = [pages(1, 2)] * 4 + [pages(3)] * 3 + [pages(4, 5, 6)] * 2
+    work = work_of(*[FakeSequence([*family, 9000 + i]) for i, family in enumerate(families)])
+    for options, expected in (
+        ({}, PrefixGroups((0, 4, 6, 9), (2 * STEP, 3 * STEP, STEP))),
+        ({"min_members": 3}, PrefixGroups((0, 4, 7, 9), (2 * STEP, STEP, 0))),
+        ({"min_members": 4}, PrefixGroups((0, 4, 9), (2 * STEP, 0))),
+        ({"min_members": 5}, None),
+        ({"min_shared_tokens": STEP + 1}, PrefixGroups((0, 4, 6, 9), (2 * STEP, 3 * STEP, 0))),
+        ({"min_shared_tokens": 2 * STEP, "min_members": 3}, PrefixGroups((0, 4, 9), (2 * STEP, 0))),
+        ({"min_members": 4, "min_saved_tokens": 6 * STEP + 1}, None),  # what small groups would save does not count
+    ):
+        ordered, groups = grouping(**options).of(work)
+        assert groups == expected, options
+        assert sorted(places(ordered)) == list(range(9))
+
+
+def test_branches_too_small_for_groups_are_one_behind_their_stem():
+    """Six behind one block, in pairs behind four more: the pairs save more, but only where pairs may be groups."""
+    work = work_of(*[FakeSequence(pages(1, *[10 * b + i for i in range(4)])) for b in (1, 2, 3) for _ in range(2)])
+    assert grouping().of(work)[1].shared_lens == (5 * STEP,) * 3
+    assert grouping(min_members=3).of(work)[1] == PrefixGroups((0, 6), (STEP,))
+    assert grouping(min_members=3, min_shared_tokens=2 * STEP).of(work) == (work, None)
+
+
+# Families, sequences of each; by shared tokens, the speed in groups over that without. Source:
+# bench/results/shared_prefix.md (H100, 8B shape: 4096 bytes of K/V a token and layer; 64 own tokens each, and up to 184
+# generated ones).
+MEASURED = {
+    (1, 32): {512: 0.96, 1024: 0.99, 2048: 1.07, 4096: 1.21, 8192: 1.47},
+    (4, 8): {512: 0.95, 1024: 0.98, 2048: 1.03, 4096: 1.11, 8192: 1.28},
+    (8, 4): {512: 0.94, 1024: 0.94, 2048: 0.95, 4096: 0.97, 8192: 1.00},
+    (16, 2): {512: 0.92, 1024: 0.90, 2048: 0.87, 4096: 0.83, 8192: 0.78},
+}
+
+
+@pytest.mark.parametrize("own", [64, 248])
+@pytest.mark.parametrize("limits", ["all", "of a group", "of a step"])
+def test_an_engines_groups_are_those_that_gained_when_measured(own, limits):
+    """Families of that table are alike, so the limits of a group and those of a step must each tell by themselves."""
+    it = grouping_for(32 * 4096, 32, PAGE)
+    if limits == "of a group":
+        it = grouping(min_members=MIN_MEMBERS, min_shared_tokens=it._min_shared_tokens)
+    if limits == "of a step":
+        it = grouping(min_share=MIN_SHARE, min_saved_tokens=it._min_saved_tokens)
+    for (num_families, size), ratios in MEASURED.items():
+        for shared, ratio in ratios.items():
+            stems = [10_000 * f + np.arange(shared // PAGE) for f in range(num_families)]
+            sequences = [
+                FakeSequence([*stem, *range(10**6 + 100 * i, 10**6 + 100 * i + -(-own // PAGE))], shared + own)
+                for i, stem in enumerate(stem for stem in stems for _ in range(size))
+            ]
+            forms = it.of(work_of(*sequences))[1] is not None
+            assert forms or ratio <= 1.05, (num_families, size, shared)
+            assert not forms or ratio >= 1.02, (num_families, size, shared)
+
+
+def test_limits_are_bytes_of_a_layer():
+    for bytes_per_token, num_layers, shared, saved in ((4096 * 32, 32, 1536, 49_152), (8192 * 9, 9, 768, 24_576)):
+        it = grouping_for(bytes_per_token, num_layers, PAGE)
+        assert (it._min_shared_tokens, it._min_saved_tokens) == (shared, saved)
 
 
 def test_groups_are_formed_anew_when_sequences_come_go_or_lose_tokens():
@@ -168,12 +234,6 @@ def test_intervals_cover_the_padding():
         groups.fill(starts, shared, 8)
         assert starts.tolist() == expected
         assert shared.tolist() == [*groups.shared_lens, *[0] * (MAX_INTERVALS - len(groups.shared_lens))]
-
-
-def test_few_sequences_form_no_groups():
-    work = work_of(*[FakeSequence(pages(1, own=[i])) for i in range(4)])
-    assert grouping(min_seqs=4).of(work)[1] is not None
-    assert grouping(min_seqs=5).of(work) == (work, None)
 
 
 # --- in the engine ---------------------------------------------------------------------------------------------------
@@ -306,7 +366,7 @@ def test_warmup_captures_buckets_with_groups(model):
     stepper = engine._stepper
     made = StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=Recorder(), with_groups=True)
     stepper.use_graphs(made)
-    engine.warmup(batch=4, rows=32, progress=False)
+    engine.warmup(batch=8, rows=64, progress=False)
     assert sorted(b for b in made._replays if b.has_groups) == sorted(
-        Bucket(rows, 4, tree, True) for rows in (4, 8, 16) for tree in (False, True)
+        Bucket(rows, 8, tree, True) for rows in (8, 16, 24, 32) for tree in (False, True)
     )

@@ -21,7 +21,7 @@ from infercore.hf.choices import Choices
 from infercore.hf.fused_layers import FusedLayers
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import PrefixGroups, Rows, count_rows
-from infercore.hf.prefix_groups import MIN_SEQS
+from infercore.hf.prefix_groups import MIN_MEMBERS
 from infercore.hf.step_buffers import Bucket, StepBuffers
 from infercore.radix import KVPool
 
@@ -105,7 +105,7 @@ class StepGraphs:
         buckets = sorted(self._buckets(max_seqs, min(max_rows, ROWS[-1])), reverse=True)
         large = list(self._buckets(max_seqs, max_rows, LARGE_ROWS)) if max_rows > ROWS[-1] else []
         if self._with_groups:  # they are not captured, but may share beginnings all the same
-            large += [replace(b, has_groups=True) for b in large if b.num_seqs >= MIN_SEQS]
+            large += [replace(b, has_groups=True) for b in large if b.num_seqs >= MIN_MEMBERS]
         for bucket in tqdm(large, desc="compiling kernels", disable=not progress):
             buffers = StepBuffers(bucket.num_rows, bucket.num_seqs, self._buffers.max_pages, self._model.device)
             buffers.write([], bucket)
@@ -199,7 +199,7 @@ class StepGraphs:
 
 def _may_have_groups(num_rows: int, num_seqs: int) -> bool:
     """Whether steps of a bucket gain by groups: of few sequences, or many rows each, attention takes no longer."""
-    return num_seqs >= MIN_SEQS and num_rows <= 4 * num_seqs
+    return num_seqs >= MIN_MEMBERS and num_rows <= 4 * num_seqs
 
 
 def _smallest(sizes: tuple[int, ...], count: int) -> int | None:
