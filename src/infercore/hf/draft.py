@@ -62,7 +62,7 @@ def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenT
                 state.fail(ValueError(f"{drafter} gave {tree.num_nodes} nodes, asked for at most {limit}"))
             elif tree.num_nodes:
                 trees[state.request_id] = _prune(tree, state)
-    if controller is not None and trees:
+    if controller is not None and by_drafter:
         selected = controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
         trees = dict(zip(trees, selected, strict=True))
     return trees

@@ -164,7 +164,10 @@ class Verdict:
 class Controller(Protocol):
     """Decides how many draft tokens a step verifies. All methods take the whole batch and run on the host.
 
-    A step is: `budget`, then the drafter's `propose` with those budgets, `select`, the forward, `update`.
+    A step is: `budget`, then the drafter's `propose` with those budgets, `select`, the forward, `update`. Where all
+    budgets are 0 there is neither `propose` nor `select`. Where steps overlap, `budget` is also asked before the
+    `update` of the step under way: 0 for all, and the next step begins behind it without another question; else
+    `budget` is asked again once that `update` has come, and should not have changed its mind without a reason.
     """
 
     def budget(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
@@ -178,7 +181,10 @@ class Controller(Protocol):
     def select(
         self, request_ids: Sequence[int], trees: Sequence[TokenTree], *, num_other_rows: int = 0
     ) -> list[TokenTree]:
-        """The trees cut to what is worth verifying in one forward; the same objects where nothing is cut."""
+        """The trees cut to what is worth verifying in one forward; the same objects where nothing is cut.
+
+        Those of requests for which nothing was proposed may be left out, even all of them.
+        """
         ...
 
     def update(

@@ -185,6 +185,31 @@ def test_an_expensive_drafter_rests_while_it_is_off() -> None:
     assert any(asked[10:]), "it is tried again"
 
 
+def test_a_look_that_was_promised_takes_place() -> None:
+    """As the engine asks where steps overlap: once before the `update` of a step without drafts, and once after."""
+    clock, asked, offers = [0.0], [], True
+    controller = SpeedController(_known(_cpu), clock=lambda: clock[0])
+    plain = [0], [TokenTree.empty()], [Verdict(np.empty(0, np.int32), 1)]
+    for step in range(100):
+        is_free = step > 0 and not any(controller.budget([0]))  # the next step begins behind the one under way
+        if step:
+            controller.update(*plain, step_time_s=_cpu(1))
+        if is_free:
+            asked.append(False)
+            continue
+        budget = controller.budget([0])[0]
+        asked.append(budget > 0)
+        if budget:
+            clock[0] += 0.01
+            offers = not offers  # a look at which the drafter had nothing to say was a look all the same
+            trees = controller.select([0], [_chain([5000] * 4, 0.05)]) if offers else controller.select([], [])
+            assert not any(tree.num_nodes for tree in trees)
+    assert asked[:4] == [True] * 4
+    looks = np.flatnonzero(asked[20:])
+    assert len(looks) >= 5
+    assert set(np.diff(looks).tolist()) <= {12, 13}
+
+
 def test_the_report_names_steps_acceptance_and_costs() -> None:
     controller = _free(_known(_cpu))
     _decode(controller, _cpu, [(100, 0.9)])

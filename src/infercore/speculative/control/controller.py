@@ -18,7 +18,7 @@ _MISS_BOUND = 3.0  # the rule of three: no hit in n tries leaves a chance of at 
 _MANY_MISSES = 6  # in a row: from there on the bound falls faster than the rule of three
 _RATE_MEMORY = 0.98
 _CHEAP_DRAFT = 0.01  # of a plain step: drafts that cost less go on while nothing is verified
-_REST_STEPS = 12  # steps without drafting, between two steps that look whether drafting would pay again
+_REST_STEPS = 11  # steps without drafting, between two steps that look whether drafting would pay again
 
 
 class SpeedController:
@@ -65,7 +65,10 @@ class SpeedController:
         self._draft_s = 0.0
         self._asked_at: float | None = None
         self._num_asked = 0
-        self._idle_steps = 0
+        self._was_asked = False  # for the step that is under way
+        self._num_idle = 0  # proposals in a row of which nothing was verified
+        self._is_resting = False
+        self._num_rested = 0
 
     def budget(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
         self._asked_at = self._clock()
@@ -74,9 +77,7 @@ class SpeedController:
         if not self.curve.knows(num_rows):
             self._asked_at = None
             return [0] * len(request_ids)  # what a plain step costs is the first thing to learn
-        plain_s = self.curve.step(num_rows)
-        resting = self._draft_s > _CHEAP_DRAFT * plain_s and self._idle_steps > 2
-        if resting and self._idle_steps % _REST_STEPS:
+        if self._is_resting and self._num_rested < _REST_STEPS:
             self._asked_at = None
             return [0] * len(request_ids)
         return [self._max_nodes] * len(request_ids)
@@ -84,6 +85,7 @@ class SpeedController:
     def select(
         self, request_ids: Sequence[int], trees: Sequence[TokenTree], *, num_other_rows: int = 0
     ) -> list[TokenTree]:
+        self._was_asked = True
         if self._asked_at is not None:
             spent = self._clock() - self._asked_at
             self._draft_s += 0.1 * (min(spent, 10 * self._draft_s or spent) - self._draft_s)
@@ -121,6 +123,7 @@ class SpeedController:
         num_nodes = sum(tree.num_nodes for tree in trees)
         num_rows = len(trees) + num_other_rows
         self.curve.observe(max(1, num_rows + num_nodes), step_time_s)
+        was_asked, self._was_asked = self._was_asked, False
         if not trees:
             return
         num_gained = 0
@@ -139,10 +142,12 @@ class SpeedController:
             record.proposed = None
         gained = num_gained / len(trees) * self.curve.step(num_rows) / self.curve.step(num_rows + num_nodes)
         self._speed_up += (1 - _RATE_MEMORY) * (gained - self._speed_up)
-        if num_nodes:
-            self._idle_steps = 0
-        elif was_offered or self._idle_steps > 2:
-            self._idle_steps += 1
+        if was_asked:
+            self._num_idle = 0 if num_nodes else self._num_idle + was_offered
+            is_dear = self._draft_s > _CHEAP_DRAFT * self.curve.step(num_rows)
+            self._is_resting, self._num_rested = is_dear and self._num_idle > 2, 0
+        else:
+            self._num_rested += 1
         self.decisions.add(num_nodes, num_gained, len(trees))
 
     def close(self, request_id: int) -> None:
