@@ -89,6 +89,7 @@ def _drafters() -> None:
     from infercore.speculative import (
         Drafter,
         DraftRequest,
+        LazyUnion,
         NGramDrafter,
         RecyclingDrafter,
         SuffixDrafter,
@@ -97,7 +98,7 @@ def _drafters() -> None:
 
     tokens = np.array([1, 2, 3, 4, 1, 2, 3, 5, 1, 2, 3], np.int32)
     drafters: list[Drafter] = [NGramDrafter(), SuffixDrafter([tokens]), RecyclingDrafter(16)]
-    for drafter in [*drafters, Union(*drafters)]:
+    for drafter in [*drafters, Union(*drafters), LazyUnion(*drafters[1:])]:
         for length in range(8, len(tokens) + 1):
             (tree,) = drafter.propose([DraftRequest(0, tokens[:length], max_nodes=8)])
             tree.ancestor_bits()

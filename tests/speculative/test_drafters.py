@@ -15,6 +15,7 @@ from infercore.speculative import (
     Drafter,
     DraftRequest,
     ForcedTokenDrafter,
+    LazyUnion,
     NGramDrafter,
     RecyclingDrafter,
     SuffixDrafter,
@@ -43,6 +44,7 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "recycling": lambda: RecyclingDrafter(VOCAB, num_top_tokens=2),
     "forced": ForcedTokenDrafter,
     "union": lambda: Union(SuffixDrafter(), RecyclingDrafter(VOCAB), NGramDrafter()),
+    "lazy union": lambda: LazyUnion(SuffixDrafter(), NGramDrafter()),
     "mixed union": lambda: Union(ForcedTokenDrafter(), SuffixDrafter(), Union(NGramDrafter())),
 }
 texts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30).map(lambda ids: np.array(ids, np.int32))

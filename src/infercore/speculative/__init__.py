@@ -14,14 +14,16 @@ no model; a decoding loop of your own needs the target's choice after the pendin
 Reading order: `tree.py` (what a draft is), `types.py` (the protocols), `verify.py` (what is kept, and why it is
 exact), `verify_rows.py` (the same on a device). Drafters: `ngram.py` (the simplest), `suffix/` (what followed this
 context before), `recycling.py` and `top_tokens.py` (what the target thought before), `draft_model.py` (a smaller
-model), `forced.py` (what the grammar leaves), `union.py` (several as one tree). How much to draft: `control/` (by
-measured speed), `fixed_budget.py` (always the same). The loops are in `_compiled.py` files.
+model), `forced.py` (what the grammar leaves), `union.py` (several as one tree), `lazy_union.py` (the same, a costly
+one only where it pays). How much to draft: `control/` (by measured speed), `fixed_budget.py` (always the same). The
+loops are in `_compiled.py` files.
 """
 
 from infercore.speculative.control import Acceptance, CostCurve, SpeedController, Survival
 from infercore.speculative.draft_model import DraftModelDrafter
 from infercore.speculative.fixed_budget import FixedBudget
 from infercore.speculative.forced import ForcedTokenDrafter
+from infercore.speculative.lazy_union import LazyUnion, StartsAhead
 from infercore.speculative.ngram import NGramDrafter
 from infercore.speculative.recycling import RecyclingDrafter
 from infercore.speculative.suffix import SuffixDrafter
@@ -53,9 +55,11 @@ __all__ = [
     "FixedBudget",
     "ForcedTokenDrafter",
     "ForwardFn",
+    "LazyUnion",
     "NGramDrafter",
     "RecyclingDrafter",
     "SpeedController",
+    "StartsAhead",
     "SuffixDrafter",
     "Survival",
     "TokenTree",

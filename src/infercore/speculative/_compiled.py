@@ -96,6 +96,19 @@ def walk_greedy(token_ids, parents, target_token_ids):
 
 @no_type_check
 @compiled
+def num_matched(token_ids, parents, following):
+    """How many of the tokens `following` stand on one path from the root down."""
+    current = -1
+    count = 0
+    for node in range(token_ids.shape[0]):
+        if count < following.shape[0] and parents[node] == current and token_ids[node] == following[count]:
+            count += 1
+            current = node
+    return count
+
+
+@no_type_check
+@compiled
 def insert_chain(chain, max_nodes, token_ids, parents, num_nodes):
     """Merge a chain of tokens from the root into the tree in `token_ids`/`parents`; the new number of nodes."""
     current = -1
