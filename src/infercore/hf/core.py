@@ -11,6 +11,7 @@ from infercore.errors import RequestError
 from infercore.hf.completion import completion_of
 from infercore.hf.cost_curve import cost_curve
 from infercore.hf.factory import RequestFactory, copy_of
+from infercore.hf.features import CapturingObserver, feature_observers
 from infercore.hf.graphs import check_wanted, step_graphs
 from infercore.hf.handle import RequestHandle
 from infercore.hf.host_cache import host_cache
@@ -28,7 +29,7 @@ from infercore.hf.stopping import Tokenizer
 from infercore.hf.weights import moved_namespace, namespace_of
 from infercore.kernels import slot_mover
 from infercore.radix import KVPool, Policy, PrefixCache
-from infercore.speculative import Controller, CostCurve
+from infercore.speculative import Controller, CostCurve, Drafter
 
 
 class EngineCore:
@@ -105,9 +106,7 @@ class EngineCore:
         with self._lock:
             self._notice_changes()
             request = replace(request, namespace=namespace_of(self._adapters, request.namespace))
-            if self._model.watch(request.drafter) and self._stepper.graphs is not None:
-                self._stepper.drop()  # a step that was started uses a graph
-                self._stepper.graphs.clear()  # captured without what the drafter wants to see
+            self._watch(request.drafter)
             states = [self._factory.state(copy_of(request, i)) for i in range(copies)]
             states[0].followers = states[1:]
             self._scheduler.waiting.append(states[0])
@@ -178,7 +177,15 @@ class EngineCore:
         with self._lock:
             return cost_curve(self._model, graphs=self._stepper.graphs, refresh=refresh)
 
-    def warmup(self, *, batch: int | None = None, rows: int | None = None, progress: bool = True) -> float:
+    def warmup(
+        self,
+        *,
+        batch: int | None = None,
+        rows: int | None = None,
+        drafter: Drafter | None = None,
+        tokens: int = 2000,
+        progress: bool = True,
+    ) -> float:
         """Capture CUDA graphs and compile kernels ahead; returns the seconds it took.
 
         Without it that happens when a shape is first met, which makes that step slow. On a CPU there is nothing to do.
@@ -186,12 +193,20 @@ class EngineCore:
         Args:
             batch: requests in a step; None: `max_running`.
             rows: rows of a step, prefill included; None: `max_rows`. Drafts of n tokens make 1 + n rows of a request.
+            drafter: which requests will come with, if it works on the model's features (an EAGLE or Medusa head, or a
+                `Union` with one): the model's graphs are captured with these, and the head's own drafts as well.
+            tokens: longest text that the head's drafts are captured for.
+        Raises: UnsupportedModel if the model has no such features.
         """
         with self._lock, torch.no_grad():
+            self._watch(drafter)
             graphs = self._stepper.graphs
             if graphs is None:
                 return 0.0
             start = time.perf_counter()
+            for observer in feature_observers(drafter):
+                if isinstance(observer, CapturingObserver):
+                    observer.warmup(batch=batch or self._scheduler.max_running, num_tokens=tokens)
             graphs.warmup(
                 max_seqs=batch or self._scheduler.max_running,
                 max_rows=rows or self._stepper.max_rows,
@@ -222,6 +237,12 @@ class EngineCore:
         if adapters != before:
             self._adapters = adapters
             self._scheduler.rename(lambda namespace: moved_namespace(namespace, before, adapters))
+
+    def _watch(self, drafter: Drafter | None) -> None:
+        """Note what `drafter` works on from now on."""
+        if self._model.watch(drafter) and self._stepper.graphs is not None:
+            self._stepper.drop()  # a step that was started uses a graph
+            self._stepper.graphs.clear()  # captured without what the drafter wants to see
 
     def _start_over(self, *, insert: bool) -> None:
         """Running requests wait again, to be computed anew with the model as it is; graphs of it as it was go."""

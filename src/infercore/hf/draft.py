@@ -141,6 +141,16 @@ class _Shown:
     gained: list[npt.NDArray[np.int32]] = field(default_factory=list)
 
 
+def show_passing_features(model: PackedModel, work: Seq[tuple[Share, Rows]], num_rows: int) -> None:
+    """Hidden states of a forward that was launched just now, for drafters that keep them until they know which stay."""
+    told: set[int] = set()
+    for share, _ in work:
+        for observer in share.state.feature_observers:
+            if id(observer) not in told and hasattr(observer, "passed"):  # a `PassingObserver`; `isinstance` is slow
+                told.add(id(observer))
+                observer.passed(model.features(observer.feature_layers, num_rows))
+
+
 def show_features(
     model: PackedModel, work: Seq[tuple[Share, Rows]], turns: Seq[Turn], outcomes: Seq[Verdict | Exception | None]
 ) -> None:
@@ -156,13 +166,14 @@ def show_features(
         if not verdicts:
             verdicts = {turn.state.request_id: outcome for turn, outcome in zip(turns, outcomes, strict=True)}
         chain = len(rows.token_ids)
-        kept = np.arange(first, first + chain)
         verdict = verdicts.get(state.request_id)
-        gained = _NO_TOKENS
+        gained, path = _NO_TOKENS, _NO_TOKENS
         if isinstance(verdict, Verdict):
-            gained = verdict.token_ids(rows.tree)
-            if len(verdict.path):
-                kept = np.concatenate([kept, first + chain + verdict.path.astype(np.int64)])
+            gained, path = verdict.token_ids(rows.tree), verdict.path
+        kept = np.arange(first, first + chain + len(path))
+        if len(path):
+            kept[chain:] = path
+            kept[chain:] += first + chain
         for observer in state.feature_observers:
             shown = seen.setdefault(id(observer), _Shown(observer))
             shown.request_ids.append(state.request_id)

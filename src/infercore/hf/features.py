@@ -102,6 +102,27 @@ class PageObserver(FeatureObserver, Protocol):
         ...
 
 
+@runtime_checkable
+class CapturingObserver(FeatureObserver, Protocol):
+    """A `FeatureObserver` that drafts by CUDA graphs."""
+
+    def warmup(self, *, batch: int, num_tokens: int) -> None:
+        """Capture what drafts for up to `batch` requests need whose texts have up to `num_tokens`."""
+        ...
+
+
+@runtime_checkable
+class PassingObserver(FeatureObserver, Protocol):
+    """A `FeatureObserver` that copies features while the host waits for their forward."""
+
+    def passed(self, features: Tensor) -> None:
+        """Features of all rows of a forward that was launched just now; the next `see`, if one comes, is of it.
+
+        They stand there once the device has run what was queued before, and until the next forward is launched.
+        """
+        ...
+
+
 def page_observers(observers: list[FeatureObserver]) -> list[PageObserver]:
     """Those that keep something with the pages."""
     return [observer for observer in observers if isinstance(observer, PageObserver)]

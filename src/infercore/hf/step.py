@@ -22,6 +22,7 @@ from infercore.hf.draft import (
     num_top_tokens,
     show_drafters,
     show_features,
+    show_passing_features,
     teach_controller,
     top_tokens_of,
 )
@@ -158,6 +159,7 @@ class Stepper:
         with self.model.faster(count_rows([rows for _, rows in work])):
             flight = self._depart(work)
             self._start_choice(flight)
+            show_passing_features(self.model, flight.work, flight.num_rows)
             if not self.overlap:
                 flight.outcomes = self._read(flight)
         return flight

@@ -13,7 +13,7 @@ from tests.hf.heads.test_eagle import features_of
 from tests.hf.tiny import tiny_model
 
 from infercore.hf import EagleDrafter, Engine
-from infercore.speculative import DraftRequest
+from infercore.speculative import DraftRequest, LazyUnion, SuffixDrafter, Union
 
 pytestmark = pytest.mark.gpu
 
@@ -57,3 +57,25 @@ def test_outputs_are_those_of_plain_decoding(fuse, tmp_path):
         assert [c.token_ids for c in done] == expected
         assert all(c.stats.num_drafted_tokens > 20 for c in done)
     torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("union", [Union, LazyUnion])
+def test_nothing_is_captured_after_a_warm_up_with_the_drafter(union, tmp_path):
+    model = copy.deepcopy(tiny_model("llama")).cuda()
+    eagle = EagleDrafter.from_pretrained(write("eagle3", tmp_path), model)
+    drafter = union(SuffixDrafter(), eagle)
+    engine = Engine(model, num_pages=400, max_running=4)
+    engine.warmup(batch=4, rows=256, drafter=drafter, tokens=1500, progress=False)
+
+    def captured():
+        replays = eagle._expansion._replays, eagle._intake._replays
+        return [len(some) for some in replays], engine.report().split("graphs")[1].split(",")[0]
+
+    before = captured()
+    assert min(before[0]) >= 6
+    prompts = [[5, 6, 7, 8, 9], list(range(3, 90)), [12, 13] * 70, list(range(4, 94)) * 7]
+    expected = [c.token_ids for c in engine.generate(prompts, max_new_tokens=60)]
+    done = engine.generate(prompts, max_new_tokens=60, drafter=drafter, max_draft_nodes=24)
+    assert [c.token_ids for c in done] == expected
+    assert captured() == before
+    assert "captured" in before[1]

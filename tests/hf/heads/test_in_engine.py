@@ -73,7 +73,7 @@ def test_nothing_is_started_for_a_request_that_stopped_drafting(tmp_path):
     drafter = EagleDrafter.from_pretrained(write("eagle3", tmp_path), model, max_depth=3)
     drafter._starts_early = True
     started, start = [], drafter._start
-    drafter._start = lambda entries, source: (started.append(len(started)), start(entries, source))
+    drafter._start = lambda entries: (started.append(len(started)), start(entries))
     engine = new_engine(model)
     engine.controller = OnFor(6)
     (done,) = engine.generate(prompts()[:1], max_new_tokens=24, drafter=drafter)
@@ -113,6 +113,34 @@ def test_drafts_follow_the_true_features_of_the_text(flavour, by_graphs, early, 
     assert len(drafter.kept) > 20
     for text, tree in drafter.kept:
         assert_scores_are_true(flavour, model, text, tree)
+
+
+class Now(FixedBudget):
+    """Drafts in every fifth step only."""
+
+    def __init__(self):
+        super().__init__(4)
+        self.step = 0
+
+    def budget(self, request_ids, **more):
+        self.step += 1
+        return super().budget(request_ids, **more) if self.step % 5 == 0 else [0] * len(request_ids)
+
+
+@pytest.mark.parametrize("num_rows", [16, 40, 2048])
+def test_features_of_steps_without_a_draft_are_kept_however_long_ago(num_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr("infercore.hf.heads.drafter.NUM_ROWS", num_rows)  # 16 rows come round before the next draft
+    monkeypatch.setattr("infercore.hf.heads.drafter.MOST_ROWS", 16)
+    model = tiny_model("llama")
+    eagle = EagleDrafter.from_pretrained(write("eagle3", tmp_path), model, max_depth=3)
+    eagle._starts_early = True
+    drafter = Kept(eagle)
+    engine = new_engine(model, max_rows=7, controller=Now())
+    done = engine.generate(prompts(), max_new_tokens=30, drafter=drafter)
+    assert [c.token_ids for c in done] == [hf_greedy(model, text, 30)[0] for text in prompts()]
+    assert len(drafter.kept) > 12
+    for text, tree in drafter.kept:
+        assert_scores_are_true("eagle3", model, text, tree)
 
 
 def assert_scores_are_true(flavour, model, text, tree, first=0):

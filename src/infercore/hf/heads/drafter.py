@@ -1,7 +1,6 @@
 """`EagleDrafter`: trees from a head that reads the target's hidden states."""
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,17 @@ from infercore.hf.heads.checkpoint import read_config, read_tensors
 from infercore.hf.heads.config import HeadConfig, parse_config
 from infercore.hf.heads.eagle import EagleHead, head_for
 from infercore.hf.heads.expand import Expansion, NewEntries, Shape
-from infercore.hf.heads.kv import HeadKV, causal
+from infercore.hf.heads.intake import Intake
+from infercore.hf.heads.kv import HeadKV
 from infercore.hf.heads.one_depth import OneDepth
 from infercore.hf.heads.pooled import Held, PooledEntries
+from infercore.hf.heads.ring import MOST_ROWS, NUM_ROWS, FeatureRing
 from infercore.hf.heads.seen import Seen
 from infercore.radix import KVPool
 from infercore.radix import Sequence as PagedText
 from infercore.speculative import DraftModelDrafter, DraftRequest, TokenTree
 
 _MAX_NEW = 32  # features that may wait: what an accepted draft brings, also one of another drafter
-_CHUNK = 512
 
 
 class EagleDrafter:
@@ -76,13 +76,17 @@ class EagleDrafter:
             head.config, parameter.dtype, parameter.device, feature_size=head.feature_size, max_new=self._max_new
         )
         self._shape = Shape(max_depth, min(branching, head.config.draft_vocab_size), min(num_expanded, branching))
-        self._expansion = Expansion(head, self._kv, self._shape, cuda_graphs=cuda_graphs, fuse_layers=fuse_layers)
+        self._ring = FeatureRing(head.feature_size, parameter.dtype, parameter.device, NUM_ROWS)
+        self._expansion = Expansion(
+            head, self._kv, self._ring, self._shape, cuda_graphs=cuda_graphs, fuse_layers=fuse_layers
+        )
+        self._intake = Intake(head, self._kv, cuda_graphs=self._expansion.uses_graphs)
         self._few_rows = FewRows(head)
         self._seen: dict[int, Seen] = {}
         self._pooled = PooledEntries(self._kv)
         self._starts_early = self._expansion.uses_graphs
-        self._asked: set[int] = set()  # requests of the last greedy draft
-        self._source = 0  # address of the last features: graphs read them where they are
+        self._asked: set[int] = set()  # requests whose next draft starts ahead: those of the last greedy one
+        self._passed = 0  # rows of the forward whose features are in the ring, and were not told of yet
         self._started: dict[int, tuple[int, int]] = {}  # those of one under way: its place there, the text's length
         self._drawn = DraftModelDrafter(
             OneDepth(self), max_depth=max_depth, branching=branching, num_expanded=num_expanded
@@ -144,13 +148,14 @@ class EagleDrafter:
     ) -> None:
         """Keep the features of what was accepted; long ones go through the head at once.
 
-        Where `gained` tells the tokens that come next, and the request drafted last time, the next draft starts.
+        Where `gained` tells the tokens that come next, and the request drafted last time or is expected to (`expect`),
+        the next draft starts.
         """
         few: list[tuple[int, int, npt.NDArray[np.int64]]] = []
         starting: dict[int, NewEntries] = {}
         self._asked -= self._started.keys()  # nobody wanted that one
         self._started = {}
-        is_same, self._source = features.data_ptr() == self._source, features.data_ptr()
+        in_ring, self._passed = self._passed == len(features), 0
         for index, (request_id, first, some, text) in enumerate(
             zip(request_ids, first_positions, rows, texts, strict=True)
         ):
@@ -158,25 +163,46 @@ class EagleDrafter:
             if seen is None:
                 seen = self._seen[request_id] = Seen(self._kv.open(), first)
             seen.begin_at(first)
-            if seen.more is None and seen.num_new + len(some) <= self._max_new:
+            if seen.more is None and in_ring and seen.num_new + len(some) <= self._max_new:
+                seen.told += (some + self._ring.first).tolist()
                 seen.num_new += len(some)
-                entries = None
-                if is_same and gained and request_id in self._asked:
-                    entries = self._next_entries(seen, text, gained[index], some)
-                if entries is not None:
-                    starting[request_id] = entries
-                else:
-                    few.append((seen.slot, seen.num_new - len(some), some))
+                if gained and request_id in self._asked:
+                    entries = self._next_entries(seen, text, gained[index])
+                    if entries is not None:
+                        starting[request_id] = entries
+            elif seen.more is None and not seen.told and seen.num_new + len(some) <= self._max_new:
+                few.append((seen.slot, seen.num_new, some))
+                seen.num_new += len(some)
             else:
                 added = features.index_select(0, torch.from_numpy(some).to(features.device))
                 seen.more = torch.cat([self._new(seen), added])
-                seen.num_new = len(seen.more)
+                seen.num_new, seen.told = len(seen.more), []
                 self._absorb(seen, np.asarray(text), leave=1)
         if few:
             self._kv.wait(few, features)
         if starting:
             with torch.no_grad():
-                self._start(starting, features)
+                self._start(starting)
+
+    def passed(self, features: Tensor) -> None:
+        """Keep the features of a forward that was just launched; as `PassingObserver.passed`."""
+        self._passed = 0
+        if not self._starts_early or len(features) > MOST_ROWS:
+            return
+        oldest = self._ring.room(len(features))
+        for seen in self._seen.values():
+            if seen.told and seen.told[0] < oldest:
+                self._kv.waiting[seen.slot, : seen.num_new] = self._new(seen)
+                seen.told = []
+        self._ring.put(features)
+        self._passed = len(features)
+
+    def expect(self, request_ids: Collection[int]) -> None:
+        """Start the next drafts of these as soon as features come, and of no others; as `StartsAhead.expect`."""
+        self._asked = set(request_ids)
+
+    def has_started(self, request_id: int) -> bool:
+        return request_id in self._started
 
     def commit(
         self, request_id: int, accepted_token_ids: Int32[np.ndarray, "n"], features: Tensor | None = None
@@ -188,7 +214,7 @@ class EagleDrafter:
         seen = self._seen.get(request_id)
         if seen is not None:
             self.close(new_request_id)
-            copy = Seen(self._kv.open(), seen.first, seen.length, seen.num_new, seen.more)
+            copy = Seen(self._kv.open(), seen.first, seen.length, seen.num_new, seen.more, list(seen.told))
             self._kv.copy(seen.slot, copy.slot)
             self._seen[new_request_id] = copy
 
@@ -229,6 +255,15 @@ class EagleDrafter:
         if held is not None:
             self._to_pool(request_id, held.sequence.num_tokens // held.pool.page_size * held.pool.page_size)
 
+    def warmup(self, *, batch: int, num_tokens: int) -> None:
+        """Capture the graphs of greedy drafts ahead; as `CapturingObserver.warmup`. On a CPU there is nothing to do."""
+        if not self._expansion.uses_graphs:
+            return
+        self._kv.reserve_slots(batch)
+        with torch.no_grad():
+            self._intake.warmup(num_tokens)
+            self._expansion.warmup(batch, num_tokens)
+
     def _to_pool(self, request_id: int, num_tokens: int) -> None:
         """Entries of the first `num_tokens` tokens, as far as they are known."""
         seen = self._seen.get(request_id)
@@ -260,23 +295,18 @@ class EagleDrafter:
         places = [self._started.get(request.request_id, (-1, -1)) for request in requests]
         if any(length != len(request.token_ids) for (_, length), request in zip(places, requests, strict=True)):
             places = [(place, -1) for place in range(len(requests))]
-            self._start({request.request_id: self._entries(request) for request in requests}, None)
+            self._start({request.request_id: self._entries(request) for request in requests})
         self._started = {}
-        candidates = self._expansion.finish()
-        assert candidates is not None
-        token_ids, parents, scores = candidates
-        return [
-            TokenTree(token_ids[place], parents[place], None, scores[place]).best(request.max_nodes)
-            for (place, _), request in zip(places, requests, strict=True)
-        ]
+        wanted = [(place, request.max_nodes) for (place, _), request in zip(places, requests, strict=True)]
+        return self._expansion.finish(wanted)
 
-    def _start(self, entries: dict[int, NewEntries], source: Tensor | None) -> None:
+    def _start(self, entries: dict[int, NewEntries]) -> None:
         """Begin the draft of these requests; all their new entries but the last are in the cache from then on."""
         with self._few_rows.during(len(entries) * self._shape.width):
-            self._expansion.start(list(entries.values()), source)
+            self._expansion.start(list(entries.values()))
         for place, (request_id, each) in enumerate(entries.items()):
             seen = self._seen[request_id]
-            seen.length, seen.num_new = seen.length + len(each.next_tokens) - 1, 1
+            seen.length, seen.num_new, seen.told = seen.length + len(each.next_tokens) - 1, 1, []
             self._started[request_id] = place, seen.end + 1
 
     def _entries(self, request: DraftRequest) -> NewEntries:
@@ -284,25 +314,28 @@ class EagleDrafter:
         seen = self._seen[request.request_id]
         if seen.more is not None:
             self._absorb(seen, request.token_ids, leave=1)
-        return NewEntries(seen.slot, seen.length, seen.first, request.token_ids[seen.first + seen.length + 1 :])
+        next_tokens = request.token_ids[seen.first + seen.length + 1 :]
+        return NewEntries(seen.slot, seen.length, seen.first, next_tokens, seen.told)
 
     def _next_entries(
-        self,
-        seen: Seen,
-        text: Integer[np.ndarray, "_"],
-        gained: Integer[np.ndarray, "_"],
-        rows: Int64[np.ndarray, "_"],
+        self, seen: Seen, text: Integer[np.ndarray, "_"], gained: Integer[np.ndarray, "_"]
     ) -> NewEntries | None:
         """Of a text that is about to go on with `gained`; None if that does not end where features do."""
-        if not self._starts_early or not len(gained) or seen.end != len(text) + len(gained) - 1:
+        if not len(gained) or seen.end != len(text) + len(gained) - 1:
             return None
         start = seen.first + seen.length + 1
         next_tokens = np.concatenate([text[start:], gained[max(0, start - len(text)) :]])
-        return NewEntries(seen.slot, seen.length, seen.first, next_tokens, rows)
+        return NewEntries(seen.slot, seen.length, seen.first, next_tokens, seen.told)
 
     def _new(self, seen: Seen) -> Tensor:
         """Features that are not in the cache yet, `[num_new, columns]`."""
-        return self._kv.waiting[seen.slot, : seen.num_new] if seen.more is None else seen.more
+        if seen.more is not None:
+            return seen.more
+        waiting = self._kv.waiting[seen.slot, : seen.num_waiting]
+        if not seen.told:
+            return waiting
+        places = torch.tensor([number % len(self._ring.rows) for number in seen.told], device=waiting.device)
+        return torch.cat([waiting, self._ring.rows[places]])
 
     def _absorb(self, seen: Seen, text: Integer[np.ndarray, "_"], *, leave: int) -> None:
         """Put new entries of one request whose next token is known into the cache, all but the last `leave`."""
@@ -311,21 +344,11 @@ class EagleDrafter:
         if count <= 0:
             return
         features = self._new(seen)
-        device = features.device
-        self._kv.reserve(seen.length + count)
-        tokens = torch.from_numpy(np.ascontiguousarray(text[start + 1 : start + 1 + count], np.int64)).to(device)
-        slots = torch.tensor([seen.slot], device=device)
         with torch.no_grad():
-            for at in range(0, count, _CHUNK):
-                some = min(_CHUNK, count - at)
-                starts = torch.tensor([seen.length + at], device=device)
-                counts = torch.tensor([some], device=device)
-                places = causal(starts, counts, some, seen.length + at + some, slots)
-                positions = torch.arange(start + at, start + at + some, device=device)[None]
-                hidden = self.head.project(features[None, at : at + some])
-                self.head(tokens[None, at : at + some], hidden, positions, partial(self._kv.attend, places))
+            self._intake.run(seen.slot, seen.length, seen.first, text[start + 1 : start + 1 + count], features[:count])
         seen.length += count
         seen.num_new -= count
+        seen.told = []
         if seen.num_new > self._max_new:
             seen.more = features[count:]
         else:

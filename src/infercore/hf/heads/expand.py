@@ -1,7 +1,7 @@
 """`Expansion`: a whole greedy draft as one function of tensors of fixed shapes, and on a GPU as one CUDA graph.
 
 The shapes are fixed by the number of requests and the length of the cache, each rounded up to a bucket. All candidates
-of all depths go to the host in one copy; it keeps the best of them.
+of all depths go to the host in one copy; it keeps the best of them (`_compiled.py`).
 """
 
 from collections.abc import Callable, Sequence
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Int64, Integer
+from jaxtyping import Integer
 from torch import Tensor
 
+from infercore.hf.heads import _compiled
+from infercore.hf.heads.captured import Captured, fitting
 from infercore.hf.heads.eagle import EagleHead
-from infercore.hf.heads.kv import HeadKV, below, buckets, causal
+from infercore.hf.heads.kv import FIRST_GRAPH_LENGTH, HeadKV, below, buckets, causal, graph_lengths
+from infercore.hf.heads.ring import FeatureRing
 from infercore.kernels import expand_frontier
+from infercore.speculative import TokenTree
 
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _NEW = (8, 16, 32)
-_FIRST_GRAPH_LENGTH = 512  # shorter ones cost a GPU the same, and a graph each
-
-Candidates = tuple[list[npt.NDArray[np.int32]], list[npt.NDArray[np.int32]], list[npt.NDArray[np.float32]]]
-"""Per request the tokens, parents and scores of every candidate, parents first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +55,36 @@ class NewEntries:
     Args:
         slot: of the cache. length: entries there. first: position of the first of them.
         next_tokens: `[new]`, the token behind each new feature.
-        rows: of the source, the last of these features; those before wait in the cache's own memory.
+        told: numbers of the ring, of the last of these features; those before wait in the cache's own memory.
     """
 
     slot: int
     length: int
     first: int
     next_tokens: Integer[np.ndarray, " new"]
-    rows: Sequence[int] | Int64[np.ndarray, "_"] = ()
+    told: Sequence[int] = ()
 
 
 class Expansion:
     """Runs drafts; graphs are captured when a shape is first met, and void when the cache's memory moves.
 
     Args:
+        ring: whose rows `NewEntries.told` counts.
         cuda_graphs: None: on a GPU.
         fuse_layers: compile what is captured.
     """
 
     def __init__(
-        self, head: EagleHead, kv: HeadKV, shape: Shape, *, cuda_graphs: bool | None, fuse_layers: bool = False
+        self,
+        head: EagleHead,
+        kv: HeadKV,
+        ring: FeatureRing,
+        shape: Shape,
+        *,
+        cuda_graphs: bool | None,
+        fuse_layers: bool = False,
     ) -> None:
-        self._head, self._kv, self._shape = head, kv, shape
+        self._head, self._kv, self._ring, self._shape = head, kv, ring.rows, shape
         self._device = next(head.parameters()).device
         on_gpu = self._device.type == "cuda"
         if (cuda_graphs or fuse_layers) and not on_gpu:
@@ -85,10 +93,8 @@ class Expansion:
                 "it to a GPU, or leave it out"
             )
         self.uses_graphs = on_gpu if cuda_graphs is None else cuda_graphs
-        self._replays: dict[tuple[int, int, int, int], _Captured] = {}
-        self._started: tuple[int, Callable[[], npt.NDArray[np.int32]]] | None = None
-        self._no_source = torch.zeros(1, head.feature_size, dtype=kv.waiting.dtype, device=self._device)
-        self._last_source: Tensor | None = None
+        self._replays: dict[tuple[int, int, int], Captured] = {}
+        self._read: Callable[[], npt.NDArray[np.int32]] | None = None  # what was started last
         self._generation = kv.generation
         self._parents = self._parents_of_candidates()
         entry = np.arange(shape.num_entries)
@@ -103,19 +109,13 @@ class Expansion:
                 torch.compile(part, fullgraph=True) for part in (self._of_new_entries, self._of_frontier)
             )
 
-    def start(self, entries: Sequence["NewEntries"], source: Tensor | None) -> None:
-        """Begin the draft of each request, whose new features go into the cache; on a GPU without waiting.
-
-        Args:
-            source: `[rows, columns]`, which `NewEntries.rows` point into; None where none do. It must hold until what
-                is queued now has run.
-        """
-        self.finish()
+    def start(self, entries: Sequence["NewEntries"]) -> None:
+        """Begin the draft of each request, whose new features go into the cache; on a GPU without waiting."""
         batch, new = len(entries), max(len(each.next_tokens) for each in entries)
         if self.uses_graphs:
-            batch, new = _fitting(_BATCHES, batch), _fitting(_NEW, new)
+            batch, new = fitting(_BATCHES, batch), fitting(_NEW, new)
         needed = max(each.length for each in entries) + new + self._shape.num_entries
-        length = buckets(needed, _FIRST_GRAPH_LENGTH) if self.uses_graphs else buckets(needed)
+        length = buckets(needed, FIRST_GRAPH_LENGTH) if self.uses_graphs else buckets(needed)
         self._kv.reserve(length)
         numbers = np.zeros((batch, 4 + 2 * new), np.int64)
         numbers[:, 3] = 1
@@ -124,41 +124,57 @@ class Expansion:
             count = len(each.next_tokens)
             row[:4] = each.slot, each.length, each.first, count
             row[4 : 4 + count] = each.next_tokens
-            if len(each.rows):
-                row[4 + new + count - len(each.rows) : 4 + new + count] = each.rows
-        if source is None:
-            source = self._no_source if self._last_source is None else self._last_source
-        self._last_source = source
-        self._started = len(entries), self._call(numbers, source, length)
+            if each.told:
+                row[4 + new + count - len(each.told) : 4 + new + count] = np.array(each.told) % len(self._ring)
+        self._read = self._call(numbers, length)
 
-    def finish(self) -> Candidates | None:
-        """Candidates of the draft that was started, in its order; None if none was."""
-        if self._started is None:
-            return None
-        (count, read), self._started = self._started, None
-        return self._candidates(read(), count)
+    def finish(self, wanted: Sequence[tuple[int, int]]) -> list[TokenTree]:
+        """Trees of the draft that was started last, waiting for it: of each place in it, with so many nodes at most."""
+        assert self._read is not None
+        drafted = self._read()
+        above, first = self._parents, self._first_of_depth
+        trees = []
+        for place, max_nodes in wanted:
+            token_ids, parents, chances = _compiled.best_of_candidates(drafted[place], above, first, max_nodes)
+            trees.append(TokenTree(token_ids, parents, None, chances))
+        return trees
 
-    def _call(self, numbers: npt.NDArray[np.int64], source: Tensor, length: int) -> Callable[[], npt.NDArray[np.int32]]:
+    def warmup(self, batch: int, num_tokens: int) -> None:
+        """Capture drafts of up to `batch` requests in texts of up to `num_tokens`."""
         if not self.uses_graphs:
-            out = self._draft(torch.from_numpy(numbers).to(self._device), source, length)
+            return
+        needed = num_tokens + _NEW[-1] + self._shape.num_entries
+        self._kv.reserve(buckets(needed, FIRST_GRAPH_LENGTH))
+        for size in _BATCHES[: _BATCHES.index(fitting(_BATCHES, min(batch, _BATCHES[-1]))) + 1]:
+            for new in _NEW:
+                for length in graph_lengths(needed):
+                    self._captured(np.zeros((size, 4 + 2 * new), np.int64), length)
+
+    def _call(self, numbers: npt.NDArray[np.int64], length: int) -> Callable[[], npt.NDArray[np.int32]]:
+        if not self.uses_graphs:
+            out = self._draft(torch.from_numpy(numbers).to(self._device), length)
             return lambda: out.cpu().numpy()
-        if self._generation != self._kv.generation:
-            self._replays.clear()
-            self._generation = self._kv.generation
-        key = *numbers.shape, length, source.data_ptr()
-        captured = self._replays.get(key)
-        if captured is None:
-            draft = partial(self._draft, source=_whole(source), length=length)
-            captured = self._replays[key] = _Captured(draft, numbers, self._device)
+        captured = self._captured(numbers, length)
         captured.start(numbers)
         return captured.read
 
-    def _draft(self, numbers: Tensor, source: Tensor, length: int) -> Tensor:
+    def _captured(self, numbers: npt.NDArray[np.int64], length: int) -> Captured:
+        """The graph for numbers of this shape."""
+        if self._generation != self._kv.generation:
+            self._replays.clear()
+            self._generation = self._kv.generation
+        key = *numbers.shape, length
+        captured = self._replays.get(key)
+        if captured is None:
+            captured = self._replays[key] = Captured(partial(self._draft, length=length), numbers, self._device)
+        return captured
+
+    def _draft(self, numbers: Tensor, length: int) -> Tensor:
         """int32 `[batch, 2 * candidates + entries]`: the candidates' tokens, the bits of their float32 chances, and of
         each entry its rank among the candidates of its depth.
         """
         shape = self._shape
-        hidden, logits = self._first_outputs(numbers, source, length)
+        hidden, logits = self._first_outputs(numbers, length)
         expand = partial(expand_frontier, branching=shape.branching, width=shape.width, id_offsets=self._head.d2t)
         children = expand(logits, torch.zeros_like(logits[..., 0], dtype=torch.float32))
         out = [children]
@@ -177,14 +193,14 @@ class Expansion:
         ranks = [each.frontier for each in out[:-1]]
         return torch.cat([ids.int(), chances.exp().view(torch.int32), *(rank.int() for rank in ranks)], 1)
 
-    def _of_new_entries(self, numbers: Tensor, source: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    def _of_new_entries(self, numbers: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """The output of each request's last new entry, `[batch, 1, hidden]`, and its logits."""
         slots, starts, first, counts = (numbers[:, i] for i in range(4))
         tokens, rows = numbers[:, 4:].chunk(2, 1)
         head, new = self._head, tokens.shape[1]
         positions = (first + starts)[:, None] + torch.arange(new, device=tokens.device)
         places = causal(starts, counts, new, length, slots)
-        told = source[rows.clamp_min(0)]
+        told = self._ring[rows.clamp_min(0)]
         features = torch.where(rows[..., None] < 0, self._kv.waiting[:, :new].index_select(0, slots), told)
         last = (counts - 1)[:, None]
         out = head(tokens, head.project(features), positions, partial(self._kv.attend, places))
@@ -231,55 +247,6 @@ class Expansion:
         rest = np.arange(shape.num_entries).repeat(shape.branching)
         return np.concatenate([root, rest])
 
-    def _candidates(self, out: npt.NDArray[np.int32], batch: int) -> Candidates:
-        number = len(self._parents)
-        entries = out[:batch, 2 * number :] + self._first_of_depth  # the candidate that each entry was
-        root = np.full((batch, 1), -1)
-        above = np.concatenate([entries, root], 1)[:, self._parents].astype(np.int32)  # the last one for -1
-        chances = out[:batch, number : 2 * number].view(np.float32).copy()
-        return list(out[:batch, :number].copy()), list(above), list(chances)
-
-
-class _Captured:
-    """`draft` as a CUDA graph with its copies from and to the host, in memory that stays where it is."""
-
-    def __init__(self, draft: Callable[[Tensor], Tensor], numbers: npt.NDArray[np.int64], device: torch.device) -> None:
-        self._numbers = torch.from_numpy(numbers).pin_memory()
-        self._host = self._numbers.numpy()
-        given = torch.zeros_like(self._numbers, device=device)
-        given[:, 3] = 1  # of slot 0, which is nobody's: a draft changes what waits
-        with torch.cuda.device(device):
-            self._out = draft(given).cpu().pin_memory()  # compiles kernels outside of the capture
-            torch.cuda.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._out.copy_(draft(given.copy_(self._numbers, non_blocking=True)), non_blocking=True)
-        self._given = given  # kept: the graph writes there
-        self._is_done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-    def start(self, numbers: npt.NDArray[np.int64]) -> None:
-        """Run it on `numbers`; what came out before was read."""
-        self._host[:] = numbers
-        self._graph.replay()
-        self._is_done.record()
-
-    def read(self) -> npt.NDArray[np.int32]:
-        """Waits for the draft. What it gives is overwritten by the next one."""
-        self._is_done.synchronize()
-        return self._out.numpy()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All rows from the first one on that the memory of `tensor`, `[rows, columns]`, holds."""
-    columns = tensor.shape[1]
-    room = tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset()
-    return tensor.as_strided((room // columns, columns), (columns, 1))
-
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.gather(1, index[..., None].expand(-1, -1, tensor.shape[-1]))
-
-
-def _fitting(sizes: tuple[int, ...], count: int) -> int:
-    """The smallest of `sizes` that holds `count`, or `count` itself."""
-    return next((size for size in sizes if size >= count), count)

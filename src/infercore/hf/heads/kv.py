@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from infercore.hf.heads.config import HeadConfig
 
 _FIRST_LENGTH = 64
+FIRST_GRAPH_LENGTH = 512  # of captured attention: shorter ones cost a GPU the same, and a graph each
 _FIRST_SHAPE = {"cpu": (2, _FIRST_LENGTH), "cuda": (8, 2048)}  # on a GPU, growing makes captured drafts void
 
 
@@ -71,6 +72,11 @@ class HeadKV:
 
     def close(self, slot: int) -> None:
         self._free.append(slot)
+
+    def reserve_slots(self, count: int) -> None:
+        """Room for `count` requests at a time."""
+        for slot in [self.open() for _ in range(count - (len(self.waiting) - 1 - len(self._free)))]:
+            self.close(slot)
 
     def reserve(self, length: int) -> None:
         """Room for `length` entries in every row."""
@@ -143,6 +149,12 @@ def buckets(length: int, smallest: int = _FIRST_LENGTH) -> int:
     while size < length:
         size *= 2
     return size
+
+
+def graph_lengths(longest: int) -> list[int]:
+    """All lengths that captured attention runs over in texts of up to `longest` entries."""
+    last = buckets(longest, FIRST_GRAPH_LENGTH)
+    return [FIRST_GRAPH_LENGTH << n for n in range((last // FIRST_GRAPH_LENGTH).bit_length())]
 
 
 def causal(starts: Tensor, counts: Tensor, rows: int, length: int, slots: Tensor) -> Places:
