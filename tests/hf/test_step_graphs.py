@@ -8,11 +8,11 @@ import copy
 import pytest
 import torch
 from tests.hf.drafters import OracleDrafter
-from tests.hf.tiny import tiny_model
+from tests.hf.tiny import hf_greedy, tiny_model
 
 from infercore.hf import Engine
 from infercore.hf.fused_layers import FusedLayers, repeated_layers
-from infercore.hf.graphs import ROWS, StepGraphs
+from infercore.hf.graphs import ROWS, StepGraphs, prefill_by_graphs
 from infercore.hf.step_buffers import Bucket
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
@@ -31,10 +31,10 @@ class Recorder:
         return (lambda: self.spoil(forward())) if self.spoil else forward
 
 
-def engine_with(model, capture, **options):
+def engine_with(model, capture, *, max_tokens=256, **options):
     engine = Engine(model, poison=True, **options)
     stepper = engine._stepper
-    stepper.use_graphs(StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=256, capture=capture))
+    stepper.use_graphs(StepGraphs(stepper.model, stepper.pool, max_seqs=8, max_tokens=max_tokens, capture=capture))
     return engine
 
 
@@ -55,6 +55,26 @@ def test_tokens_are_those_of_the_eager_steps(model, expected):
     assert capture.captures > 0
     assert engine._stepper.graphs.num_replays > 20
     assert "captured" in engine.report()
+
+
+@pytest.mark.parametrize(("limit", "num_by_graphs"), [(500, 6), (499, 4), (0, 4)])
+def test_short_prefill_is_run_in_pieces_that_graphs_serve(limit, num_by_graphs, model):
+    prompts = [list(range(3, 83)) * 4, list(range(7, 67)) * 3]  # 320 and 180 tokens
+    engine = engine_with(model, Recorder(), max_tokens=512, num_pages=64)
+    engine._stepper.prefill_by_graphs = limit
+    done = engine.generate(prompts, max_new_tokens=5)
+    assert [c.token_ids for c in done] == [hf_greedy(model, prompt, 5)[0] for prompt in prompts]
+    assert engine._stepper.graphs.num_replays == num_by_graphs
+    assert engine.stats.num_forwards == (6 if limit == 500 else 5)
+
+
+def test_how_much_prefill_runs_by_graphs():
+    rows = {
+        name: prefill_by_graphs(*size) for name, size in {"135M": (134_515_008, 30), "8B": (8_030_261_248, 32)}.items()
+    }
+    assert 2048 <= rows["135M"] <= 4096  # bench/results/prefill.md: faster at 1500, and still at 3000
+    assert rows["8B"] == 512  # faster at 300, slower at 700
+    assert prefill_by_graphs(70_000_000_000, 80) == 0
 
 
 def test_draft_trees_and_requests_that_come_and_go(model, expected):

@@ -12,7 +12,7 @@ from infercore.hf.completion import completion_of
 from infercore.hf.cost_curve import cost_curve
 from infercore.hf.factory import RequestFactory, copy_of
 from infercore.hf.features import CapturingObserver, feature_observers
-from infercore.hf.graphs import check_wanted, step_graphs
+from infercore.hf.graphs import check_wanted, prefill_by_graphs, step_graphs
 from infercore.hf.handle import RequestHandle
 from infercore.hf.host_cache import host_cache
 from infercore.hf.packed_model import PackedModel
@@ -79,6 +79,7 @@ class EngineCore:
             controller=controller,
             stats=self.stats,
             graphs=graphs,
+            prefill_by_graphs=prefill_by_graphs(self._model.num_parameters, self._model.num_layers),
             overlap=on_gpu if overlap is None else overlap,
             grouping=grouping_for(self.bytes_per_token, self._model.num_layers, page_size) if on_gpu else None,
         )

@@ -90,6 +90,10 @@ class PackedModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
     def num_layers(self) -> int:
         return int(self.model.config.get_text_config().num_hidden_layers)
 

@@ -133,6 +133,10 @@ class Scheduler:
         wanted = [observer.begin(state.request_id, sequence, pool) for observer in state.page_observers]  # all are told
         return any(wanted)
 
+    def num_prefill_rows(self) -> int:
+        """Tokens of running requests that are still to be computed, but for the one that each decodes."""
+        return sum(count for state in self.running if (count := state.num_to_compute) > 1)
+
     def shares(self, max_rows: int) -> list[Share]:
         """Rows for this step: whoever decodes first, then prefill chunks in order while the budget lasts."""
         left = max_rows

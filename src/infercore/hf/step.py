@@ -27,7 +27,7 @@ from infercore.hf.draft import (
     top_tokens_of,
 )
 from infercore.hf.flight import Flight, turns_of
-from infercore.hf.graphs import StepGraphs
+from infercore.hf.graphs import ROWS, StepGraphs
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.plan import build_plan, count_rows
 from infercore.hf.prefix_groups import PrefixGrouping
@@ -54,6 +54,7 @@ class Stepper:
     Args:
         overlap: start the next forward as early as can be: before the tokens of the last one are read, where nothing
             but a choice or a draw, with a grammar or without, is asked for; else as soon as they are.
+        prefill_by_graphs: up to so many rows of prefill are run in steps that graphs serve; more of them at once.
         grouping: finds sequences that begin with the same pages, for attention to read these once; None: nobody does.
     """
 
@@ -67,6 +68,7 @@ class Stepper:
         controller: Controller | None,
         stats: EngineStats,
         graphs: StepGraphs | None = None,
+        prefill_by_graphs: int = 0,
         overlap: bool = False,
         grouping: PrefixGrouping | None = None,
     ) -> None:
@@ -74,6 +76,7 @@ class Stepper:
         self.pool = pool
         self.model = model
         self.max_rows = max_rows
+        self.prefill_by_graphs = prefill_by_graphs
         self.controller = controller
         self.stats = stats
         self.overlap = overlap
@@ -148,7 +151,7 @@ class Stepper:
     def _depart_next(self) -> Flight | None:
         """Start the next step, all tokens being known; None if there is nothing to do."""
         self.scheduler.admit()
-        shares = self.scheduler.shares(self.max_rows)
+        shares = self.scheduler.shares(self._most_rows())
         drafting = time.perf_counter()
         trees = draft(shares, self.controller)
         self.stats.draft_time_s += time.perf_counter() - drafting
@@ -184,11 +187,17 @@ class Stepper:
         self.scheduler.admit()
         if not _all_plain(self.scheduler.running, resting):
             return None  # a newcomer drafts, or has copies: it begins with the next step
-        work = reserve_spare(self.scheduler.shares(self.max_rows))
+        work = reserve_spare(self.scheduler.shares(self._most_rows()))
         if not work:
             return None
         with self.model.faster(count_rows([rows for _, rows in work])):
             return self._depart(work)
+
+    def _most_rows(self) -> int:
+        """Of a step: what a graph serves, where little prefill waits and some steps by graphs are done sooner."""
+        if self.graphs is None or not self.graphs.serves or self.scheduler.num_prefill_rows() > self.prefill_by_graphs:
+            return self.max_rows
+        return min(self.max_rows, ROWS[-1])
 
     def _resting(self, flight: Flight) -> set[int]:
         """Requests that could draft, but of which the controller wants nothing in the next step, nor wanted in this."""
