@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from infercore.hf import EagleDrafter, Engine
-from infercore.speculative import SpeedController, SuffixDrafter, Union
+from infercore.speculative import LazyUnion, SpeedController, SuffixDrafter, Union
 from speculative import commit, group_of, machine, prompt_ids, questions, show
 
-SIZES = (16, 32)
 SHAPES = ((3, 4, 4), (4, 4, 4), (4, 8, 8), (5, 4, 4), (5, 6, 6), (5, 8, 8), (6, 6, 6), (7, 4, 4), (8, 8, 8))
 
 
@@ -33,6 +32,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=240, help="how many, spread over all categories")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--max-rows", type=int, help="of a forward, prefill above all; default: the engine's")
     parser.add_argument("--shape", type=int, nargs=3, default=(4, 4, 4), metavar=("DEPTH", "BRANCHING", "WIDTH"))
     parser.add_argument("--shapes", action="store_true", help="only accept lengths, by the shape of the draft")
     parser.add_argument("--generate-every", type=int, default=12, help="Hugging Face's questions; 0: leave it out")
@@ -51,11 +51,13 @@ def make_contestants(eagle: EagleDrafter, curve: Any) -> dict[str, tuple[Any, in
     """Drafter, nodes and controller of each of ours; suffix automata learn from one question to the next."""
     return {
         "plain": (None, 0, None),
-        **{f"EAGLE, {n} nodes": (eagle, n, None) for n in SIZES},
+        "EAGLE, 16 nodes": (eagle, 16, None),
         "EAGLE, controller": (eagle, 64, SpeedController(curve)),
         "suffix, 16 nodes": (SuffixDrafter(), 16, None),
+        "suffix, controller": (SuffixDrafter(), 64, SpeedController(curve)),
         "suffix + EAGLE, 16 nodes": (Union(SuffixDrafter(), eagle), 16, None),
-        "suffix + EAGLE, controller": (Union(SuffixDrafter(), eagle), 64, SpeedController(curve)),
+        "suffix + EAGLE where it pays, 16 nodes": (LazyUnion(SuffixDrafter(), eagle), 16, None),
+        "suffix + EAGLE where it pays, controller": (LazyUnion(SuffixDrafter(), eagle), 64, SpeedController(curve)),
     }
 
 
@@ -83,7 +85,8 @@ class Bench:
 
     def make_engine(self, model: Any) -> Engine:
         fuse = self.device.type == "cuda"
-        return Engine(model, self.tokenizer, num_pages=512, max_running=1, fuse_layers=fuse)
+        rows = self.arguments.max_rows
+        return Engine(model, self.tokenizer, num_pages=512, max_running=1, max_rows=rows, fuse_layers=fuse)
 
     def eagle(self, shape: tuple[int, int, int] | None = None) -> EagleDrafter:
         depth, branching, width = shape or self.arguments.shape
@@ -132,9 +135,9 @@ class Bench:
         beside: dict[str, float] = defaultdict(float)  # over Hugging Face's questions
         if self.device.type == "cuda":
             for engine in (self.plain, self.engine):
-                engine.warmup(batch=1, rows=64, progress=False)
+                engine.warmup(batch=1, rows=256, drafter=eagle if engine is self.engine else None, progress=False)
         by_length = sorted((prompt for prompt, _ in self.prompts), key=len)
-        for number, prompt in enumerate(by_length[:: -max(1, len(by_length) // 12)]):  # warm up, compile, capture
+        for number, prompt in enumerate(by_length[:: -max(1, len(by_length) // 6)]):  # compile what is compiled lazily
             for drafter, nodes, controller in contestants.values():
                 self.ours(prompt, drafter, nodes, controller)
             if peer is not None and not number:
