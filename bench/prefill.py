@@ -3,8 +3,8 @@
     python bench/prefill.py [--save FILE] [--only 135M]        # needs a CUDA GPU
 
 Llamas of random bf16 weights in three shapes. Milliseconds until the first token of one prompt, and of 16 prompts of
-700 tokens at once until all have theirs, with `Engine(max_rows=)`; beside them Hugging Face's generate for one new
-token. Nothing is cached; medians of five, taken in turn.
+700 tokens at once until all have theirs, with `Engine(max_rows=)` in every step, and as the engine decides by itself;
+beside them Hugging Face's generate for one new token. Nothing is cached; medians of five, taken in turn.
 """
 
 import argparse
@@ -86,14 +86,18 @@ def main() -> None:
         f"{machine(arguments.commit)} | Llamas of random bf16 weights, layers not fused | ms until the first token, "
         "nothing cached, median of 5 in turn",
         "",
-        "| shape | prompts x tokens | " + " | ".join(f"max_rows={rows}" for rows in ROWS) + " | HF generate |",
-        "| --- " * (3 + len(ROWS)) + "|",
+        "| shape | prompts x tokens | "
+        + " | ".join(f"{rows} rows" for rows in ROWS)
+        + " | as it decides | HF generate |",
+        "| --- " * (4 + len(ROWS)) + "|",
     ]
     for name in arguments.only or SHAPES:
         model = make_model(SHAPES[name])
         runs: dict[str, Callable[[list[list[int]]], None]] = {}
-        for rows in ROWS:
+        for rows in (*ROWS, None):
             engine = Engine(model, num_pages=1024, max_rows=rows, max_running=BATCH)
+            if rows is not None:
+                engine._stepper.prefill_by_graphs = 0  # always that many
             runs[str(rows)] = lambda some, engine=engine: first_tokens(engine, some)
         runs["HF generate"] = lambda some, model=model: generate(model, some)
         for count, length in [*((1, length) for length in LENGTHS), (BATCH, BATCH_LENGTH)]:
