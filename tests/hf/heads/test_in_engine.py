@@ -143,6 +143,26 @@ def test_features_of_steps_without_a_draft_are_kept_however_long_ago(num_rows, t
         assert_scores_are_true("eagle3", model, text, tree)
 
 
+def test_engines_that_share_a_head_take_turns(tmp_path):
+    model = tiny_model("llama")
+    eagle = EagleDrafter.from_pretrained(write("eagle3", tmp_path), model, max_depth=3)
+    eagle._starts_early = True
+    drafter = Kept(eagle)
+    engines = [new_engine(model, overlap=True) for _ in range(2)]
+    handles = [
+        engine.submit(engine.request(prompt, max_new_tokens=20, drafter=drafter))[0]
+        for engine, prompt in zip(engines, prompts(), strict=False)
+    ]
+    while any(engine.num_unfinished for engine in engines):
+        for engine in engines:
+            engine.step()
+    for handle, prompt in zip(handles, prompts(), strict=False):
+        assert handle.completion.token_ids == hf_greedy(model, prompt, 20)[0]
+    assert len(drafter.kept) > 8
+    for text, tree in drafter.kept:
+        assert_scores_are_true("eagle3", model, text, tree)
+
+
 def assert_scores_are_true(flavour, model, text, tree, first=0):
     """Those of a head that saw all features of the text, or those from `first` on."""
     features = hf_features(model, flavour if flavour in COLUMNS else "eagle3", text)[first:-1]

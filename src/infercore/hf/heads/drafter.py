@@ -86,7 +86,7 @@ class EagleDrafter:
         self._pooled = PooledEntries(self._kv)
         self._starts_early = self._expansion.uses_graphs
         self._asked: set[int] = set()  # requests whose next draft starts ahead: those of the last greedy one
-        self._passed = 0  # rows of the forward whose features are in the ring, and were not told of yet
+        self._passed: dict[int, tuple[int, int]] = {}  # by address: numbers in the ring of what was not told of yet
         self._started: dict[int, tuple[int, int]] = {}  # those of one under way: its place there, the text's length
         self._drawn = DraftModelDrafter(
             OneDepth(self), max_depth=max_depth, branching=branching, num_expanded=num_expanded
@@ -155,7 +155,8 @@ class EagleDrafter:
         starting: dict[int, NewEntries] = {}
         self._asked -= self._started.keys()  # nobody wanted that one
         self._started = {}
-        in_ring, self._passed = self._passed == len(features), 0
+        ring_first, ring_end = self._passed.pop(features.data_ptr(), (0, 0))
+        in_ring = ring_end - ring_first == len(features) and ring_first >= self._ring.room(0)
         for index, (request_id, first, some, text) in enumerate(
             zip(request_ids, first_positions, rows, texts, strict=True)
         ):
@@ -164,7 +165,7 @@ class EagleDrafter:
                 seen = self._seen[request_id] = Seen(self._kv.open(), first)
             seen.begin_at(first)
             if seen.more is None and in_ring and seen.num_new + len(some) <= self._max_new:
-                seen.told += (some + self._ring.first).tolist()
+                seen.told += (some + ring_first).tolist()
                 seen.num_new += len(some)
                 if gained and request_id in self._asked:
                     entries = self._next_entries(seen, text, gained[index])
@@ -186,7 +187,6 @@ class EagleDrafter:
 
     def passed(self, features: Tensor) -> None:
         """Keep the features of a forward that was just launched; as `PassingObserver.passed`."""
-        self._passed = 0
         if not self._starts_early or len(features) > MOST_ROWS:
             return
         oldest = self._ring.room(len(features))
@@ -194,8 +194,8 @@ class EagleDrafter:
             if seen.told and seen.told[0] < oldest:
                 self._kv.waiting[seen.slot, : seen.num_new] = self._new(seen)
                 seen.told = []
-        self._ring.put(features)
-        self._passed = len(features)
+        first = self._ring.put(features)
+        self._passed[features.data_ptr()] = first, first + len(features)  # each engine's stand at their own address
 
     def expect(self, request_ids: Collection[int]) -> None:
         """Start the next drafts of these as soon as features come, and of no others; as `StartsAhead.expect`."""

@@ -19,24 +19,22 @@ class FeatureRing:
 
     def __init__(self, columns: int, dtype: torch.dtype, device: torch.device, num_rows: int) -> None:
         self.rows = torch.zeros(num_rows, columns, dtype=dtype, device=device)
-        self.end = 0
-        """Number of the next row."""
-        self.first = 0
-        """Number of the first row of the forward that passed last."""
+        self._end = 0  # number of the next row
 
     def room(self, count: int) -> int:
         """The first number that will still be here once `count` more rows have passed."""
         return self._start(count) + count - len(self.rows)
 
-    def put(self, features: Tensor) -> None:
-        """Copy the features of a forward, no more than `MOST_ROWS`; no wait."""
+    def put(self, features: Tensor) -> int:
+        """Copy the features of a forward, no more than `MOST_ROWS`; no wait. Returns the number of the first row."""
         count = len(features)
-        self.first = self._start(count)
-        place = self.first % len(self.rows)
+        first = self._start(count)
+        place = first % len(self.rows)
         self.rows[place : place + count].copy_(features, non_blocking=True)
-        self.end = self.first + count
+        self._end = first + count
+        return first
 
     def _start(self, count: int) -> int:
         """Number of the first of `count` rows: they stand one behind the other, not around the end."""
-        left = len(self.rows) - self.end % len(self.rows)
-        return self.end if count <= left else self.end + left
+        left = len(self.rows) - self._end % len(self.rows)
+        return self._end if count <= left else self._end + left
