@@ -29,7 +29,7 @@ SHAPES = {
     "8B": {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
            "num_attention_heads": 32, "num_key_value_heads": 8},
 }  # fmt: skip
-ROWS = (256, 512, 2048)
+ROWS = (256, 2048, 16_384)
 LENGTHS = (100, 300, 700, 1500, 3000)
 BATCH, BATCH_LENGTH = 16, 700
 

@@ -12,7 +12,8 @@ from tests.hf.tiny import hf_greedy, tiny_model
 
 from infercore.hf import Engine
 from infercore.hf.fused_layers import FusedLayers, repeated_layers
-from infercore.hf.graphs import ROWS, StepGraphs, prefill_by_graphs
+from infercore.hf.graphs import ROWS, StepGraphs
+from infercore.hf.prefill_rows import default_max_rows, prefill_by_graphs
 from infercore.hf.step_buffers import Bucket
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
@@ -68,13 +69,15 @@ def test_short_prefill_is_run_in_pieces_that_graphs_serve(limit, num_by_graphs, 
     assert engine.stats.num_forwards == (6 if limit == 500 else 5)
 
 
-def test_how_much_prefill_runs_by_graphs():
-    rows = {
-        name: prefill_by_graphs(*size) for name, size in {"135M": (134_515_008, 30), "8B": (8_030_261_248, 32)}.items()
-    }
-    assert 2048 <= rows["135M"] <= 4096  # bench/results/prefill.md: faster at 1500, and still at 3000
-    assert rows["8B"] == 512  # faster at 300, slower at 700
-    assert prefill_by_graphs(70_000_000_000, 80) == 0
+def test_rows_of_prefill_by_size_of_the_model():
+    """`bench/results/prefill.md`: with 135M graphs are faster at 1500 and 3000 rows, with 8B at 300 and not at 700."""
+    small, large, huge = (134_515_008, 30), (8_030_261_248, 32), (70_000_000_000, 80)
+    assert 2048 <= prefill_by_graphs(*small) <= 4096
+    assert prefill_by_graphs(*large) == 512
+    assert prefill_by_graphs(*huge) == 0
+    assert default_max_rows(*small) == 16_384
+    assert default_max_rows(1_235_814_400, 16) == 2048
+    assert default_max_rows(*large) == default_max_rows(*huge) == 2048
 
 
 def test_draft_trees_and_requests_that_come_and_go(model, expected):

@@ -12,11 +12,12 @@ from infercore.hf.completion import completion_of
 from infercore.hf.cost_curve import cost_curve
 from infercore.hf.factory import RequestFactory, copy_of
 from infercore.hf.features import CapturingObserver, feature_observers
-from infercore.hf.graphs import check_wanted, prefill_by_graphs, step_graphs
+from infercore.hf.graphs import check_wanted, step_graphs
 from infercore.hf.handle import RequestHandle
 from infercore.hf.host_cache import host_cache
 from infercore.hf.packed_model import PackedModel
 from infercore.hf.pool_size import default_num_pages
+from infercore.hf.prefill_rows import default_max_rows, prefill_by_graphs
 from infercore.hf.prefix_groups import grouping_for
 from infercore.hf.report import report
 from infercore.hf.request import Event, FinishEvent, Request, checked_request
@@ -68,6 +69,7 @@ class EngineCore:
         self._scheduler = Scheduler(self.cache, max_running=max_running)
         on_gpu = self.device.type == "cuda"
         most = self._model.max_positions or pages * page_size
+        size = self._model.num_parameters, self._model.num_layers
         graphs = step_graphs(
             self._model, self.pool, cuda_graphs, fuse_layers=fuse_layers, max_seqs=max_running, max_tokens=most
         )
@@ -75,11 +77,11 @@ class EngineCore:
             self._scheduler,
             self.pool,
             self._model,
-            max_rows=max_rows or (2048 if on_gpu else 512),
+            max_rows=max_rows or (default_max_rows(*size) if on_gpu else 512),
             controller=controller,
             stats=self.stats,
             graphs=graphs,
-            prefill_by_graphs=prefill_by_graphs(self._model.num_parameters, self._model.num_layers),
+            prefill_by_graphs=prefill_by_graphs(*size),
             overlap=on_gpu if overlap is None else overlap,
             grouping=grouping_for(self.bytes_per_token, self._model.num_layers, page_size) if on_gpu else None,
         )

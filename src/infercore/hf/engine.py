@@ -33,8 +33,8 @@ class Engine(EngineCore):
             the free memory on a GPU. Pool memory is claimed at a layer's first use.
         page_size: tokens a page.
         max_running: requests in one batch; more of them wait.
-        max_rows: rows of a forward, decoding ones included, that prefill may fill. None: 512 on a CPU, 2048 on a GPU,
-            where short prompts are read 256 rows at a time, by graphs, if that is faster.
+        max_rows: rows of a forward, decoding ones included, that prefill may fill. None: 512 on a CPU; on a GPU 2048,
+            of small models more. There short prompts are read 256 rows at a time, by graphs, if that is faster.
         controller: decides how many draft tokens are worth verifying; None takes each request's `max_draft_nodes`.
         vocabulary: the tokenizer's tokens as bytes, for grammars; built from `tokenizer` at the first use if None.
         cuda_graphs: run steps of up to 256 rows as CUDA graphs, see `warmup`; None: on a GPU, if the model allows it.

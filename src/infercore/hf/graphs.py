@@ -29,9 +29,6 @@ ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SEQS = (1, 2, 4, 8, 16, 32, 64, 128)
 LARGE_ROWS = (512, 1024, 2048)
 _MAX_TABLE_TOKENS = 1 << 17  # longer sequences run without graphs
-_LAUNCHES_S = 1e-3  # a layer's kernels, launched one by one
-_PIECE_S = 2e-3  # a graph of 256 rows of a model that costs nothing
-_FLOPS = 350e12  # a second, of such a graph
 
 _log = logging.getLogger(__name__)
 Replay = Callable[[], Tensor]
@@ -230,15 +227,6 @@ def step_graphs(
         return None
     fused = FusedLayers.of(model.model) if fuse_layers else None
     return StepGraphs(model, pool, max_seqs=max_seqs, max_tokens=max_tokens, fused=fused, with_groups=True)
-
-
-def prefill_by_graphs(num_parameters: int, num_layers: int) -> int:
-    """Rows of prefill up to which a few steps by graphs are faster than one that launches kernel by kernel.
-
-    A rough model, whose three constants are those of an H100 and its slow host (`bench/results/prefill.md`).
-    """
-    piece_s = _PIECE_S + 2 * num_parameters * ROWS[-1] / _FLOPS
-    return ROWS[-1] * int(num_layers * _LAUNCHES_S / piece_s)
 
 
 @contextmanager
