@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from infercore.hf.fused_products import GroupProducts
+from infercore.hf.fused_products import compile_options
 from infercore.kernels import linear_group
 
 _made: "WeakKeyDictionary[nn.Module, FusedLayers]" = WeakKeyDictionary()
@@ -34,9 +34,7 @@ class FusedLayers:
         self._layers = repeated_layers(model)
         self._head = _plain_head(model)
         self._backend = backend
-        self._options: dict[str, Any] | None = (
-            {"post_grad_custom_pre_pass": GroupProducts()} if backend == "inductor" else None
-        )
+        self._options = compile_options() if backend == "inductor" else None
         self._compiled: dict[type, Callable[..., Any]] = {}
 
     @classmethod

@@ -28,6 +28,11 @@ def _(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     return [x.new_empty(x.shape[0], w.shape[0]) for w in weights]
 
 
+def compile_options() -> dict[str, Any]:
+    """What torch's own compiler takes as `options`, for products of one input to go into one launch."""
+    return {"post_grad_custom_pre_pass": GroupProducts()}
+
+
 class GroupProducts(CustomGraphPass):
     """Replaces `x @ w.T`, w among the graph's inputs, by `linear_group`, for one to three of the same x at a time."""
 

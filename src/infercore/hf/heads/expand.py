@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
+from infercore.hf.fused_products import compile_options
 from infercore.hf.heads import _compiled
 from infercore.hf.heads.captured import Captured, fitting
 from infercore.hf.heads.eagle import EagleHead
@@ -106,7 +107,8 @@ class Expansion:
         self._next_outputs: Callable[..., Any] = self._of_frontier
         if fuse_layers:
             self._first_outputs, self._next_outputs = (
-                torch.compile(part, fullgraph=True) for part in (self._of_new_entries, self._of_frontier)
+                torch.compile(part, fullgraph=True, options=compile_options())
+                for part in (self._of_new_entries, self._of_frontier)
             )
 
     def start(self, entries: Sequence["NewEntries"]) -> None:
