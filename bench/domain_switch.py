@@ -3,7 +3,9 @@
     python bench/domain_switch.py [--save]              on SmolLM2: every step is run and timed
     python bench/domain_switch.py --gpu [--save]        the same in bfloat16 by CUDA graphs
     python bench/domain_switch.py --modelled [--save]   no model: steps cost what a curve says (5% noise on what the
-                                                        controller sees), drafting is free
+                                                        controller sees), drafting is free; also steps that
+                                                        overlap where nobody drafts, as a GPU's do, and eight
+                                                        streams at once whose drafts do not pay there
 
 The drafter knows the text; per stretch it is right about a token with a given chance, and claims 0.8 throughout. Four
 ways to decide: plain, always 8 nodes, the controller, and an oracle that knows the switches. On the model each of them
@@ -33,6 +35,20 @@ CURVES = {
     "two cores, general matrix products": (0.025, [1, 1.70, 1.61, 1.65, 2.07, 2.75, 3.14]),
     "nearly flat (a GPU's)": (0.008, [1, 1.005, 1.01, 1.02, 1.04, 1.08, 1.14]),
 }
+
+
+@dataclass(frozen=True)
+class Overlapped:
+    """Seconds of steps on a GPU (SmolLM2 on an H100): one for which drafts are asked cannot begin before its time."""
+
+    rest: float
+    after_draft: float
+    asked: float
+    by_row: float
+
+
+ONE_STREAM = Overlapped(0.00106, 0.0012, 0.0013, 0.000003)
+EIGHT_STREAMS = Overlapped(0.0011, 0.00125, 0.00155, 0.000006)
 
 
 @dataclass
@@ -93,6 +109,107 @@ def modelled(stream: Stream, controller: Controller, cost: Callable[[int], float
         steps.append(Step(position, tree.num_nodes, verdict.accept_length, seconds))
         position += verdict.accept_length
     return steps
+
+
+class Streams:
+    """Several texts at once, each with stretches that its drafter knows and stretches that it does not."""
+
+    def __init__(self, count: int, length: int, *, known: float, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.length = length
+        self.texts = rng.integers(0, 1000, (count, length + 64))
+        self.is_right = np.empty(self.texts.shape, np.bool_)
+        for row in self.is_right:
+            position = 0
+            while position < len(row):
+                size = int(rng.geometric(1 / 40))
+                chance = 0.85 if rng.random() < known else 0.2
+                row[position : position + size] = rng.random(len(row[position : position + size])) < chance
+                position += size
+
+    def draft(self, index: int, position: int, num_nodes: int) -> TokenTree:
+        draft = self.texts[index, position : position + num_nodes].copy()
+        wrong = ~self.is_right[index, position : position + num_nodes]
+        draft[wrong] = (draft[wrong] + 1) % 1000
+        depths = np.arange(1, num_nodes + 1)
+        return TokenTree(draft.astype(np.int32), (depths - 2).astype(np.int32), None, (0.6**depths).astype(np.float32))
+
+
+def overlapped(
+    draft: Callable[[int, int, int], TokenTree],
+    texts: np.ndarray,
+    length: int,
+    width: int,
+    controller: Controller,
+    cost: Overlapped,
+) -> list[Step]:
+    """The order of the engine's steps on a GPU, `budget` asked ahead and `watch` included; until one text has ended.
+
+    Steps count the tokens and nodes of all texts; their position is the first one's.
+    """
+    noise = np.random.default_rng(1)
+    ids = list(range(len(texts)))
+    positions = [0] * len(texts)
+    empty = [TokenTree.empty()] * len(texts)
+    if isinstance(controller, Oracle):
+        controller.position = lambda: positions[0]
+
+    def depart() -> tuple[list[TokenTree], bool]:
+        budgets = controller.budget(ids)
+        if not any(budgets):
+            return empty, False
+        trees = [draft(i, positions[i], min(width, budget)) for i, budget in zip(ids, budgets, strict=True)]
+        return controller.select(ids, trees), True
+
+    steps: list[Step] = []
+    (trees, was_asked), is_behind = depart(), False
+    while max(positions) < length:
+        num_nodes = sum(tree.num_nodes for tree in trees)
+        follows = not num_nodes and not any(controller.budget(ids))
+        verdicts = verify_greedy(
+            trees, [text[p : p + t.num_nodes + 1] for text, p, t in zip(texts, positions, trees, strict=True)]
+        )
+        if was_asked:
+            seconds = cost.asked + cost.by_row * (len(ids) + num_nodes)
+        else:
+            seconds = cost.rest if is_behind else cost.after_draft
+        num_gained = sum(verdict.accept_length for verdict in verdicts)
+        steps.append(Step(positions[0], num_nodes, num_gained, seconds))
+        positions = [p + verdict.accept_length for p, verdict in zip(positions, verdicts, strict=True)]
+        controller.update(ids, trees, verdicts, step_time_s=seconds * noise.lognormal(0, 0.05))
+        if follows:
+            watched = controller.watch(ids)
+            if any(watched):
+                controller.select(
+                    ids, [draft(i, positions[i], min(width, n)) for i, n in zip(ids, watched, strict=True)]
+                )
+            trees, was_asked, is_behind = empty, False, True
+        else:
+            (trees, was_asked), is_behind = depart(), False
+    return steps
+
+
+def eight_streams() -> list[str]:
+    """How plain decoding, 16 nodes throughout and the controller do on eight streams at once, 0.8 s of them."""
+    lines = [
+        "| steps overlap, eight streams | drafts known | tokens a turn | tokens/s over plain | steps with drafts |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for known in (0.0, 0.3, 0.6, 0.9):
+        streams = Streams(8, 2000, known=known)
+        of_plain = 1.0
+        for name, controller, width in (
+            ("plain", FixedBudget(0), 16),
+            ("always 16", FixedBudget(16), 16),
+            ("controller", SpeedController(clock=lambda: 0.0), 16),
+        ):
+            steps = overlapped(streams.draft, streams.texts, streams.length, width, controller, EIGHT_STREAMS)
+            gained = sum(step.num_gained for step in steps)
+            speed = gained / sum(step.seconds for step in steps)
+            of_plain = speed if name == "plain" else of_plain
+            share = sum(step.num_nodes > 0 for step in steps) / len(steps)
+            lines.append(f"| {name} | {known} | {gained / len(steps) / 8:.2f} | {speed / of_plain:.3f} | {share:.2f} |")
+    return lines
 
 
 # ----------------------------------------------------------------------------------------------------------- measured
@@ -283,15 +400,23 @@ def main() -> None:
         from speculative import commit
 
         lines = [f"commit {commit()} | no model: costs from two curves, stretches of {length} tokens", "", *HEADER]
+        runs: dict[str, Callable[[Controller], list[Step]]] = {}
         for name, (base, factors) in CURVES.items():
             cost = lambda rows, base=base, factors=factors: base * float(np.interp(rows, ROWS, factors))  # noqa: E731
+            runs[name] = lambda controller, cost=cost: modelled(stream, controller, cost)  # type: ignore[misc]
+        runs["overlapped (a GPU's)"] = lambda controller: overlapped(
+            lambda _, position, num_nodes: stream.draft(position, num_nodes),
+            stream.text[None], len(CHANCES) * length, WIDTH, controller, ONE_STREAM,
+        )  # fmt: skip
+        for name, run in runs.items():
             controllers: dict[str, Controller] = {
                 "plain": FixedBudget(0),
                 "always 8": FixedBudget(WIDTH),
                 "controller": SpeedController(clock=lambda: 0.0),
                 "oracle": Oracle(stream),
             }
-            lines += table(name, {who: modelled(stream, how, cost) for who, how in controllers.items()}, stream)
+            lines += table(name, {who: run(how) for who, how in controllers.items()}, stream)
+        lines += ["", *eight_streams()]
         text, name = "\n".join(lines), "domain_switch_modelled"
     elif arguments.gpu:
         from engine import machine as gpu

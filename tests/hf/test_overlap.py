@@ -20,7 +20,7 @@ from infercore.hf import settle as settle_module
 from infercore.hf import step as step_module
 from infercore.hf.graphs import StepGraphs
 from infercore.hf.request import TokenEvent
-from infercore.speculative import FixedBudget, RecyclingDrafter, SpeedController, SuffixDrafter, Union
+from infercore.speculative import FixedBudget, RecyclingDrafter, SuffixDrafter, Union
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 1, 2], list(range(3, 60)), [11] * 17]
 NEW = 20
@@ -482,58 +482,4 @@ def test_while_the_controller_wants_no_drafts_steps_overlap_as_plain_ones_do(mod
     assert [h.token_ids for h in handles] == expected
     assert behind >= 7
     assert any(h._state.stats.num_drafted_tokens for h in handles)
-    assert_nothing_lost(engine)
-
-
-class Modelled(SpeedController):
-    """A step takes what it would on a GPU, drafting 0.1 ms; notes per step how many nodes were verified."""
-
-    def __init__(self):
-        self.now = 0.0
-        super().__init__(max_nodes=8, clock=self.tick)
-        self.nodes, self.gained = [], []
-
-    def tick(self):
-        self.now += 0.0001
-        return self.now
-
-    def update(self, request_ids, trees, verdicts, *, step_time_s, num_other_rows=0):
-        num_nodes = sum(tree.num_nodes for tree in trees)
-        if trees:
-            self.nodes.append(num_nodes / len(trees))
-            self.gained.append(sum(verdict.accept_length for verdict in verdicts) / len(trees))
-        step_time_s = 0.0012 + 1e-5 * (len(trees) + num_other_rows + num_nodes)
-        super().update(request_ids, trees, verdicts, step_time_s=step_time_s, num_other_rows=num_other_rows)
-
-
-class Moody(OracleDrafter):
-    """Right, then wrong, then right again: `length` tokens each."""
-
-    def __init__(self, outputs, length):
-        super().__init__(outputs, "right", VOCAB)
-        self.length = length
-
-    def _tree(self, request):
-        prompt = next(p for p in self.outputs if tuple(request.token_ids[: len(p)].tolist()) == p)
-        stretch = (len(request.token_ids) - len(prompt)) // self.length
-        self.kind = "wrong" if stretch == 1 else "right"
-        return super()._tree(request)
-
-
-@pytest.mark.parametrize("num_prompts", [1, 2])
-def test_speculation_is_on_again_once_drafts_are_right_again(model, num_prompts):
-    length = 80
-    prompts = PROMPTS[2 : 2 + num_prompts]
-    outputs = {tuple(p): hf_greedy(model, p, 3 * length)[0] for p in prompts}
-    controller = Modelled()
-    engine = engine_of(model, controller=controller, num_pages=300)
-    done = engine.generate(prompts, max_new_tokens=3 * length, drafter=Moody(outputs, length))
-    assert [c.token_ids for c in done] == list(outputs.values())
-    begins = np.cumsum([0, *controller.gained])[:-1]
-    bad = np.flatnonzero((begins >= length) & (begins < 2 * length))
-    again = np.flatnonzero(begins >= 2 * length)
-    nodes = np.array(controller.nodes)
-    assert nodes[bad[20:]].max() == 0
-    assert (nodes[again] > 0).argmax() < 50
-    assert nodes[again].max() > 0
     assert_nothing_lost(engine)

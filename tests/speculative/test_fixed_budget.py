@@ -12,6 +12,7 @@ def test_the_budget_does_not_change() -> None:
     controller.update([3, 4], [tree, tree], [], step_time_s=1.0)
     assert controller.budget([3], num_other_rows=100) == [5]
     assert controller.select([3], [tree])[0] is tree
+    assert controller.watch([3, 4], num_other_rows=7) == [0, 0]
 
 
 def test_a_negative_budget_is_refused() -> None:

@@ -31,23 +31,64 @@ _NO_TOKENS = np.zeros(0, np.int32)
 
 def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenTree]:
     """A tree for each request that speculates now, pruned by its grammar, its length and the controller."""
-    states = [
+    states = _drafting(shares)
+    if not states:
+        return {}
+    ids, other_rows = _rows_of(shares, states)
+    budgets = None if controller is None else controller.budget(ids, num_other_rows=other_rows)
+    asked = _within(states, budgets)
+    trees = _propose(asked)
+    if controller is not None and asked:
+        selected = controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
+        trees = dict(zip(trees, selected, strict=True))
+    return trees
+
+
+def watch(shares: Seq[Share], controller: Controller) -> None:
+    """Let the controller see what would have been drafted for a step that is under way without drafts.
+
+    Not of requests that are sampled: a drafter that draws would use up their generator. Nor of those whose drafters
+    read features, which come with the step.
+    """
+    states = [s for s in _drafting(shares) if s.request.sampling.is_greedy and not s.feature_observers]
+    ids, other_rows = _rows_of(shares, states)
+    asked = _within(states, controller.watch(ids, num_other_rows=other_rows))
+    trees = _propose(asked)
+    if asked:
+        controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
+
+
+def _drafting(shares: Seq[Share]) -> list[RequestState]:
+    return [
         s.state for s in shares if s.samples and s.state.speculates and s.state.remaining > 1 and not s.state.followers
     ]
-    trees: dict[int, TokenTree] = {}
-    if not states:
-        return trees
-    other_rows = sum(s.num_causal for s in shares) - len(states)
+
+
+def _rows_of(shares: Seq[Share], states: Seq[RequestState]) -> tuple[list[int], int]:
+    """Ids of `states`, and the rows of the step besides one of each."""
+    return [s.request_id for s in states], sum(s.num_causal for s in shares) - len(states)
+
+
+def _within(states: Seq[RequestState], budgets: Seq[int] | None) -> list[tuple[RequestState, int]]:
+    """Those that may have a draft, and of how many nodes."""
     limits = [s.request.max_draft_nodes for s in states]
-    ids = [s.request_id for s in states]
-    if controller is not None:
-        budgets = controller.budget(ids, num_other_rows=other_rows)
+    if budgets is not None:
         limits = [min(a, b) for a, b in zip(limits, budgets, strict=True)]
+    return [
+        (state, limit)
+        for state, limit in zip(states, limits, strict=True)
+        if limit > 0 and state.request.drafter is not None
+    ]
+
+
+def _propose(asked: Seq[tuple[RequestState, int]]) -> dict[int, TokenTree]:
+    """What drafters have to say, without what cannot be reached; one that breaks its law ends its own requests."""
+    trees: dict[int, TokenTree] = {}
     by_drafter: dict[int, tuple[Drafter, list[tuple[RequestState, int]]]] = {}
-    for state, limit in zip(states, limits, strict=True):
+    for state, limit in asked:
         drafter = state.request.drafter
-        if limit > 0 and drafter is not None:
-            by_drafter.setdefault(id(drafter), (drafter, []))[1].append((state, limit))
+        assert drafter is not None
+        by_drafter.setdefault(id(drafter), (drafter, []))[1].append((state, limit))
     for drafter, members in by_drafter.values():
         try:
             proposed = drafter.propose([_draft_request(state, limit) for state, limit in members])
@@ -62,9 +103,6 @@ def draft(shares: Seq[Share], controller: Controller | None) -> dict[int, TokenT
                 state.fail(ValueError(f"{drafter} gave {tree.num_nodes} nodes, asked for at most {limit}"))
             elif tree.num_nodes:
                 trees[state.request_id] = _prune(tree, state)
-    if controller is not None and by_drafter:
-        selected = controller.select(list(trees), list(trees.values()), num_other_rows=other_rows)
-        trees = dict(zip(trees, selected, strict=True))
     return trees
 
 

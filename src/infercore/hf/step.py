@@ -2,7 +2,8 @@
 
 On a GPU steps overlap: while the tokens of one are on their way to the host, the forward of the next, which begins with
 them, is already queued. Where the next step depends on what the tokens are, because it drafts, its forward is started
-as soon as they are known; whatever can wait (events, counts, the caller's loop) happens behind the GPU's back.
+as soon as they are known; whatever can wait (events, counts, the caller's loop) happens behind the GPU's back. So do
+drafts for a step that runs without them, made only to see whether they would have been right.
 """
 
 import time
@@ -25,6 +26,7 @@ from infercore.hf.draft import (
     show_passing_features,
     teach_controller,
     top_tokens_of,
+    watch,
 )
 from infercore.hf.flight import Flight, turns_of
 from infercore.hf.graphs import ROWS, StepGraphs
@@ -139,6 +141,7 @@ class Stepper:
         elif following is not None and following.learn_tokens():
             self._start_choice(following)
             self._flight = following
+            self._watch(following)
         elif self.overlap and not any(state.is_done for state in self.scheduler.running):
             self._flight = self._depart_next()
             if self._flight is not None:
@@ -208,6 +211,13 @@ class Stepper:
         if not ids or any(self.controller.budget(ids, num_other_rows=len(running) - len(ids))):
             return set()
         return set(ids)
+
+    def _watch(self, flight: Flight) -> None:
+        """Drafts for `flight`, which is under way without any: to be judged, in time that the host has anyway."""
+        if self.controller is not None:
+            start = time.perf_counter()
+            watch([share for share, _ in flight.work], self.controller)
+            self.stats.draft_time_s += time.perf_counter() - start
 
     def _depart(self, work: Work) -> Flight:
         """Start the forward of `work`."""

@@ -17,6 +17,9 @@ class FixedBudget:
     def budget(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
         return [self._max_nodes] * len(request_ids)
 
+    def watch(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
+        return [0] * len(request_ids)
+
     def select(
         self, request_ids: Sequence[int], trees: Sequence[TokenTree], *, num_other_rows: int = 0
     ) -> list[TokenTree]:

@@ -167,7 +167,8 @@ class Controller(Protocol):
     A step is: `budget`, then the drafter's `propose` with those budgets, `select`, the forward, `update`. Where all
     budgets are 0 there is neither `propose` nor `select`. Where steps overlap, `budget` is also asked before the
     `update` of the step under way: 0 for all, and the next step begins behind it without another question; else
-    `budget` is asked again once that `update` has come, and should not have changed its mind without a reason.
+    `budget` is asked again once that `update` has come, and should not have changed its mind without a reason. Of a
+    step that begins behind another one `watch` is told.
     """
 
     def budget(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
@@ -175,6 +176,14 @@ class Controller(Protocol):
 
         `num_other_rows`: rows of this forward that are there anyway (prefill chunks, forced tokens), without the one
         pending token of each request.
+        """
+        ...
+
+    def watch(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
+        """A step without drafts was started behind the one before: most nodes to draft only to be judged; 0: none.
+
+        `request_ids`: those that could have a draft now, possibly nobody. Where any of the numbers is not 0, `propose`
+        and `select` follow, and what that returns is thrown away. `update` of the step comes with empty trees.
         """
         ...
 

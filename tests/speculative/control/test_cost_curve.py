@@ -112,3 +112,19 @@ def test_a_saved_curve_comes_back_under_its_key_alone(tmp_path: Path) -> None:
     for broken in ("", "{}", '{"key": "cpu/model", "seconds": {"1": -1}}', '{"key": "cpu/model", "seconds": 3}'):
         path.write_text(broken)
         assert CostCurve.load("cpu/model", folder=tmp_path) is None
+
+
+@pytest.mark.parametrize(("num_passed", "least", "most"), [(0, 1.0, 1.1), (200, 1.25, 1.5)])
+def test_after_steps_that_told_nothing_the_next_one_is_believed_more(
+    num_passed: int, least: float, most: float
+) -> None:
+    curve = CostCurve()
+    for _ in range(300):
+        curve.observe(1, 0.01)
+        curve.observe(8, 0.012)
+    for _ in range(num_passed):
+        curve.let_pass()
+    assert curve.step(8) == pytest.approx(0.012, rel=0.01)
+    curve.observe(8, 1.5 * 0.012)
+    assert least < curve.step(8) / 0.012 < most
+    assert least < curve.step(1) / 0.01 < most

@@ -241,6 +241,14 @@ def correct(factors, surprise, share):
     return move + share * bend
 
 
+@no_type_check
+@compiled
+def let_pass(factors):
+    """The doubt about both factors grows by a step's drift."""
+    factors[2] = min(FIRST_DOUBT_SCALE, factors[2] + _DRIFT_SCALE)
+    factors[4] = min(FIRST_DOUBT_STEEPNESS, factors[4] + _DRIFT_STEEPNESS)
+
+
 # -------------------------------------------------------------------------------------------------- what is verified
 
 

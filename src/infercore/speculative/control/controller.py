@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infercore.speculative.control.cost_curve import CostCurve
+from infercore.speculative.control.rest import Kind, Rest
 from infercore.speculative.control.survival import Survival
 from infercore.speculative.tree import TokenTree
 from infercore.speculative.types import Verdict
@@ -18,7 +19,11 @@ _MISS_BOUND = 3.0  # the rule of three: no hit in n tries leaves a chance of at 
 _MANY_MISSES = 6  # in a row: from there on the bound falls faster than the rule of three
 _RATE_MEMORY = 0.98
 _CHEAP_DRAFT = 0.01  # of a plain step: drafts that cost less go on while nothing is verified
-_REST_STEPS = 11  # steps without drafting, between two steps that look whether drafting would pay again
+_HIDDEN_DRAFT = 0.35  # of a plain step that overlaps: drafts that cost less are made while the device works
+_PROMISE_MEMORY = 0.7
+_KEEPING_MEMORY = 0.95  # of how far promises were kept, by a step with drafts
+_KEEPING_FADE = 0.995  # by a step without
+_KEEPING_PRIOR = 8.0  # tokens
 
 
 class SpeedController:
@@ -32,8 +37,15 @@ class SpeedController:
 
     Speculation is off for a step when that n is 0. Drafts are still made, and judged by the tokens that come; so it
     is on again as soon as they would have been right. A drafter that costs more than 1% of a plain step is asked only
-    every 12th step while it is off. Trees that were drawn (`draft_probs`) cannot be cut for what they hold: they are
-    asked for or not, before they are drawn.
+    every 12th step while it is off.
+
+    Where steps overlap (`watch` is called), a step for which drafters are asked costs more than one for which they are
+    not, even if nothing is verified: `Rest` knows by how much. What steps with drafts promise, in the mean of the last
+    few, must be worth that as well, or nobody is asked. The drafts of such steps are watched: made while the device
+    works, judged by the tokens that come, never verified.
+
+    Trees that were drawn (`draft_probs`) cannot be cut for what they hold: they are asked for or not, before they are
+    drawn.
 
     Args:
         curve: a measured curve; None learns it from the steps.
@@ -65,51 +77,74 @@ class SpeedController:
         self._draft_s = 0.0
         self._asked_at: float | None = None
         self._num_asked = 0
-        self._was_asked = False  # for the step that is under way
+        self._is_watching = False  # the trees that come are for a step that is under way without them
+        self._kind = Kind.ALONE  # of the step under way, as far as is known
         self._num_idle = 0  # proposals in a row of which nothing was verified
-        self._is_resting = False
-        self._num_rested = 0
+        self._promise: float | None = None
+        self._extra = 0.0  # tokens that the drafts of this step should bring
+        self._promised = self._kept = 0.0  # such tokens of late, and those that came
+        self._rest = Rest()
 
     def budget(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
-        self._asked_at = self._clock()
+        self._is_watching = False
+        is_known = self.curve.knows(len(request_ids) + num_other_rows)  # what a plain step costs is the first to learn
+        return self._ask(request_ids, is_asked=is_known and self._rest.is_over)
+
+    def watch(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
+        self._is_watching, self._kind = True, Kind.BEHIND
+        self._rest.start_behind()
+        hidden_s = _HIDDEN_DRAFT * self._rest.seconds(len(request_ids) + num_other_rows, self.curve)
+        return self._ask(request_ids, is_asked=self._draft_s <= hidden_s)
+
+    def _ask(self, request_ids: Sequence[int], *, is_asked: bool) -> list[int]:
         self._num_asked = len(request_ids)
-        num_rows = len(request_ids) + num_other_rows
-        if not self.curve.knows(num_rows):
-            self._asked_at = None
-            return [0] * len(request_ids)  # what a plain step costs is the first thing to learn
-        if self._is_resting and self._num_rested < _REST_STEPS:
-            self._asked_at = None
-            return [0] * len(request_ids)
-        return [self._max_nodes] * len(request_ids)
+        self._asked_at = self._clock() if is_asked else None
+        return [self._max_nodes if is_asked else 0] * len(request_ids)
 
     def select(
         self, request_ids: Sequence[int], trees: Sequence[TokenTree], *, num_other_rows: int = 0
     ) -> list[TokenTree]:
-        self._was_asked = True
-        if self._asked_at is not None:
-            spent = self._clock() - self._asked_at
-            self._draft_s += 0.1 * (min(spent, 10 * self._draft_s or spent) - self._draft_s)
+        self._kind = Kind.WATCHED if self._is_watching else Kind.ASKED
+        self._note_draft_time()
         num_requests = max(len(trees), self._num_asked)  # those that got no draft take part in the forward as well
-        num_rows = num_requests + num_other_rows
+        num_plain = num_rows = num_requests + num_other_rows
         chances = np.empty(sum(tree.num_nodes for tree in trees if tree.draft_probs is None), np.float32)
         start = 0
+        tokens = float(num_requests)
         for request_id, tree in zip(request_ids, trees, strict=True):
             record = self._record(request_id)
             record.proposed = tree
             if tree.draft_probs is not None:
                 num_rows += tree.num_nodes
-                continue
-            own = chances[start : start + tree.num_nodes]
-            start += tree.num_nodes
+                own = np.empty(tree.num_nodes, np.float32)
+            else:
+                own = chances[start : start + tree.num_nodes]
+                start += tree.num_nodes
             factor = record.factor(self.survival.chances_into(tree, own))
             if factor < 1:
                 own *= np.float32(factor)
-        if not start:
-            return list(trees)
-        count, keep = self.curve.select(
-            chances, num_rows=num_rows, num_turns=num_requests, speed_up=self._speed_up, margin=self._margin
-        )
-        return list(trees) if count == start else _cut(trees, keep, count)
+            if tree.draft_probs is not None:
+                tokens += float(own.sum())
+        count, cut = 0, list(trees)
+        if start:
+            count, keep = self.curve.select(
+                chances, num_rows=num_rows, num_turns=num_requests, speed_up=self._speed_up, margin=self._margin
+            )
+            tokens += float(chances[keep].sum())
+            if count < start:
+                cut = _cut(trees, keep, count)
+        self._extra = tokens - num_requests
+        if num_requests:
+            trust = (self._kept + _KEEPING_PRIOR) / (self._promised + _KEEPING_PRIOR)
+            promise = (
+                (1 + trust * self._extra / num_requests)
+                * self.curve.step(num_plain)
+                / self.curve.step(num_rows + count)
+            )
+            is_stale = self._kind is Kind.ASKED and self._rest.is_blind
+            last = promise if self._promise is None or is_stale else self._promise
+            self._promise = promise + _PROMISE_MEMORY * (last - promise)
+        return cut
 
     def update(
         self,
@@ -122,8 +157,9 @@ class SpeedController:
     ) -> None:
         num_nodes = sum(tree.num_nodes for tree in trees)
         num_rows = len(trees) + num_other_rows
-        self.curve.observe(max(1, num_rows + num_nodes), step_time_s)
-        was_asked, self._was_asked = self._was_asked, False
+        kind, self._kind = self._kind, Kind.ALONE
+        self._learn_time(kind, max(1, num_rows), num_nodes, step_time_s)
+        self._rest.count(kind, num_rows, step_time_s)
         if not trees:
             return
         num_gained = 0
@@ -140,15 +176,51 @@ class SpeedController:
                 record.predicted = _REQUEST_MEMORY * record.predicted + predicted
                 record.num_misses = 0 if hits else record.num_misses + 1
             record.proposed = None
-        gained = num_gained / len(trees) * self.curve.step(num_rows) / self.curve.step(num_rows + num_nodes)
+        plain_s = self.curve.step(num_rows)
+        rest_s = self._rest.seconds(num_rows, self.curve)
+        is_behind = kind in (Kind.BEHIND, Kind.WATCHED)
+        gained = num_gained / len(trees) * plain_s / (rest_s if is_behind else self.curve.step(num_rows + num_nodes))
         self._speed_up += (1 - _RATE_MEMORY) * (gained - self._speed_up)
-        if was_asked:
+        advantage = (1.0 if self._promise is None else self._promise) * rest_s / plain_s
+        memory = _KEEPING_MEMORY if kind is Kind.ASKED else _KEEPING_FADE
+        self._promised *= memory
+        self._kept *= memory
+        if kind is Kind.ASKED:
+            self._promised += self._extra
+            self._kept += num_gained - len(trees)
             self._num_idle = 0 if num_nodes else self._num_idle + was_offered
-            is_dear = self._draft_s > _CHEAP_DRAFT * self.curve.step(num_rows)
-            self._is_resting, self._num_rested = is_dear and self._num_idle > 2, 0
-        else:
-            self._num_rested += 1
+            if self._rest.overlaps:
+                is_worth_it = advantage >= 1 + self._margin
+            else:
+                is_worth_it = self._draft_s <= _CHEAP_DRAFT * plain_s or self._num_idle <= 2
+            if is_worth_it:
+                self._rest.end()
+                if num_other_rows <= len(trees):  # beside a prompt's rows: the steps that come are no such ones
+                    self._rest.measure_if_due(num_rows, advantage)
+            else:
+                self._rest.begin()
+        elif kind is Kind.WATCHED and advantage >= 1 + self._margin:
+            self._rest.end()
         self.decisions.add(num_nodes, num_gained, len(trees))
+
+    def _learn_time(self, kind: Kind, num_rows: int, num_nodes: int, seconds: float) -> None:
+        """The curve is that of steps with drafts, and of all where steps do not overlap."""
+        is_known = self.curve.knows(num_rows + num_nodes)
+        if kind in (Kind.BEHIND, Kind.WATCHED):
+            if is_known:
+                self.curve.let_pass()
+            else:
+                ratio = self.curve.step(num_rows) / self._rest.seconds(num_rows, self.curve)
+                self.curve.observe(num_rows, seconds * ratio)
+        elif kind is Kind.ASKED or not self._rest.overlaps or not is_known:
+            self.curve.observe(num_rows + num_nodes, seconds)
+
+    def _note_draft_time(self) -> None:
+        if self._asked_at is None:
+            return
+        spent = min(self._clock() - self._asked_at, 10 * self._draft_s or np.inf)
+        rate = 0.5 if 2 * spent < self._draft_s else 0.1  # a first call that loads or compiles is soon forgotten
+        self._draft_s += rate * (spent - self._draft_s)
 
     def close(self, request_id: int) -> None:
         self._requests.pop(request_id, None)
@@ -161,6 +233,8 @@ class SpeedController:
             lines.append(f"drafter {source}: accepted per depth {rates}")
         curve = ", ".join(f"{rows}: {seconds * 1e3:.2f}" for rows, seconds in self.curve.table().items())
         lines.append(f"forward, ms by rows: {curve}")
+        if rest := ", ".join(f"{rows}: {seconds * 1e3:.2f}" for rows, seconds in self._rest.table().items()):
+            lines.append(f"steps without drafts that overlap, ms by rows: {rest}")
         return "\n".join(lines)
 
     def _record(self, request_id: int) -> "_Record":

@@ -73,6 +73,10 @@ class CostCurve:
         """Learn from one step: the common factors, and the size's own cost."""
         _compiled.observe_cost(self._seconds, self._counts, self._factors, num_rows, seconds)
 
+    def let_pass(self) -> None:
+        """A step went by that tells nothing of the curve: the next one that does is believed more."""
+        _compiled.let_pass(self._factors)
+
     def select(
         self,
         chances: Float32[np.ndarray, "nodes"],
