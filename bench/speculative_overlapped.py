@@ -164,7 +164,7 @@ def main() -> None:
     for name, make in (("suffix", Deaf), ("suffix + recycling", DRAFTERS["suffix + recycling"])):
         drafter = make()
         some = [Question(t, i, drafter, WIDTH, arguments.new_tokens) for i, t in enumerate(recorded[:160])]
-        for count in (32, 160):
+        for count in (16, 32, 160):
             lines += table(some[:count], name)
     show("\n".join(lines), "speculative_overlapped.md", arguments)
 
