@@ -191,7 +191,7 @@ def test_a_look_that_was_promised_takes_place(is_told: bool) -> None:
     clock, asked, offers = [0.0], [], True
     controller = SpeedController(_known(_cpu), clock=lambda: clock[0])
     plain = [0], [TokenTree.empty()], [Verdict(np.empty(0, np.int32), 1)]
-    for step in range(100):
+    for step in range(160):
         is_free = step > 0 and not any(controller.budget([0]))  # the next step begins behind the one under way
         if step:
             controller.update(*plain, step_time_s=_cpu(1))
@@ -211,8 +211,8 @@ def test_a_look_that_was_promised_takes_place(is_told: bool) -> None:
     assert asked[0] is False
     assert any(asked[:12])
     looks = np.flatnonzero(asked[20:])
-    assert len(looks) >= 5
-    assert set(np.diff(looks).tolist()) <= {12, 13}
+    assert len(looks) >= 3
+    assert set(np.diff(looks).tolist()) <= {12, 13, 23, 24, 45, 46}
 
 
 def test_the_report_names_steps_acceptance_and_costs() -> None:

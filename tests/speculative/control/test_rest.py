@@ -26,6 +26,7 @@ class Machine:
     asked: float = 0.0013
     by_row: float = 0.000003
     draft: float = 0.00005
+    not_hidden: float = 0.0  # of what watching costs
     now: float = 0.0
     draft_calls: int = 0
 
@@ -89,7 +90,7 @@ def _decode(
         if was_asked:
             seconds = machine.asked + machine.by_row * (batch + num_nodes)
         else:
-            seconds = machine.rest if is_behind else machine.after_draft
+            seconds = machine.rest + was_watched * machine.not_hidden if is_behind else machine.after_draft
         controller.update(ids, trees, verdicts, step_time_s=seconds * noise.lognormal(0, 0.05))
         history.seconds.append(seconds)
         history.gained.append(sum(verdict.accept_length for verdict in verdicts))
@@ -140,7 +141,7 @@ def test_drafts_that_pay_are_asked_for_at_once_and_nearly_always() -> None:
     machine = Machine(**EIGHT)
     run = _decode(_controller(machine), machine, lambda step: 0.8, steps=600, batch=8)
     always = _decode(FixedBudget(8), Machine(**EIGHT), lambda step: 0.8, steps=300, batch=8)
-    assert all(run.asked[10:180])
+    assert np.mean(run.asked[10:]) > 0.95, "all but a few that are taken for the time of a step without"
     assert run.speed > 0.97 * always.speed
 
 
@@ -150,19 +151,19 @@ def test_off_and_on_again_without_a_look(seed: int) -> None:
     run = _decode(_controller(machine), machine, lambda step: 0.0 if 200 <= step < 400 else 0.8, steps=500, seed=seed)
     assert not any(run.asked[220:396]), "off within 20 steps, and nobody is asked to look"
     assert np.argmax(run.nodes[400:]) <= 12
-    assert all(run.watched[225:396]), "drafts are made while the device works"
+    assert np.mean(run.watched[225:396]) > 0.9, "drafts are made while the device works"
     bad = sum(run.seconds[200:400]) / sum(run.gained[200:400])
     assert bad <= 1.025 * machine.rest
 
 
 def test_dear_drafts_are_not_watched_but_looked_for() -> None:
     machine = Machine(draft=0.0008, asked=0.0021)
-    run = _decode(_controller(machine), machine, lambda step: 0.0 if step < 300 else 0.9, steps=550)
+    run = _decode(_controller(machine), machine, lambda step: 0.0 if step < 300 else 0.9, steps=900)
     assert not any(run.watched[40:300])
     looks = np.flatnonzero(run.asked[60:300])
-    assert set(np.diff(looks).tolist()) <= {12, 13}
-    assert len(looks) > 15
-    assert all(run.nodes[520:]), "each look teaches a little"
+    assert set(np.diff(looks).tolist()) <= {12, 13, 23, 24, 45, 46}, "less and less often"
+    assert len(looks) >= 5
+    assert np.mean(np.array(run.nodes[800:]) > 0) > 0.9, "each look teaches a little"
 
 
 def test_a_price_that_was_too_high_for_a_while_is_looked_at_again() -> None:
@@ -185,7 +186,7 @@ def test_what_a_step_without_drafts_takes_is_measured_again() -> None:
 
     machine = Machine()
     run = _decode(_controller(machine), machine, lambda step: 0.3, steps=700, change=change)
-    assert np.mean(run.asked[20:100]) > 0.9
+    assert np.mean(run.asked[20:100]) > 0.8
     assert np.mean(run.asked[500:]) < 0.05
 
 
@@ -229,17 +230,17 @@ def test_a_look_decides_by_itself() -> None:
     machine = Machine(draft=0.0008, asked=0.0021)
     controller = _controller(machine)
     controller.survival = Credulous()
-    run = _decode(controller, machine, lambda step: 0.0 if step < 200 else 1.0, steps=300)
+    run = _decode(controller, machine, lambda step: 0.0 if step < 200 else 1.0, steps=500)
     assert not any(run.nodes[60:200])
-    assert all(run.nodes[227:]), "a look at which they were right for once, and one at which that counts"
+    assert np.mean(np.array(run.nodes[200 + 2 * 46 :]) > 0) > 0.9, "a look that was right for once, and one that counts"
 
 
 def test_a_step_beside_a_prompt_brings_no_rest() -> None:
     """Its size was never seen without drafts, and will not come again soon."""
     machine, asked = Machine(), []
     controller = _controller(machine)
-    run = _decode(controller, machine, lambda step: 0.45, steps=40)
-    assert all(run.asked[10:])
+    run = _decode(controller, machine, lambda step: 0.45, steps=60)
+    assert all(run.asked[50:])
     for step in range(30):
         other_rows = 300 if step % 3 == 0 else 0
         budget = controller.budget([0], num_other_rows=other_rows)[0]
@@ -314,19 +315,43 @@ def test_a_rest_is_due_for_its_time_where_that_decides() -> None:
     rest.start_behind()
     for _ in range(4):
         assert not rest.is_over
+        assert not rest.may_watch(1), "their time is being taken"
         rest.count(Kind.BEHIND, 1, 0.01)
     assert rest.is_over
+    assert rest.may_watch(1)
     rest.measure_if_due(1, 1.1)
     assert rest.is_over, "known"
-    rest.measure_if_due(8, 2.5)
+    rest.measure_if_due(8, 3.5)
     assert rest.is_over, "not known, but drafts pay in any case"
-    rest.measure_if_due(8, 1.9)
+    rest.measure_if_due(8, 2.9)
     assert not rest.is_over
     for _ in range(5):
         rest.count(Kind.BEHIND, 8, 0.01)
-    for _ in range(200):
-        assert rest.is_over
+    for age in (25, 100, 400, 400):
+        for _ in range(age):
+            assert rest.is_over
+            rest.measure_if_due(8, 1.4)
+            rest.count(Kind.ASKED, 8, 0.01)
         rest.measure_if_due(8, 1.4)
-        rest.count(Kind.ASKED, 8, 0.01)
-    rest.measure_if_due(8, 1.4)
-    assert not rest.is_over, "measured long ago"
+        assert not rest.is_over, "measured long ago"
+        for _ in range(5):
+            rest.count(Kind.BEHIND, 8, 0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_slow_beginning_does_not_make_drafts_look_good(seed: int) -> None:
+    """The first steps load code, or others use the machine: steps without drafts seem to take three times as long."""
+
+    def change(step: int, machine: Machine) -> None:
+        machine.rest = 0.0038 if step < 12 else 0.0011
+
+    machine = Machine(**EIGHT)
+    run = _decode(_controller(machine), machine, lambda step: 0.22, steps=400, batch=8, change=change, seed=seed)
+    assert np.mean(run.asked[100:]) < 0.05
+
+
+def test_watching_that_is_not_hidden_is_left() -> None:
+    machine = Machine(**EIGHT, not_hidden=0.0007)
+    run = _decode(_controller(machine), machine, lambda step: 0.1, steps=600, batch=8)
+    assert sum(run.watched) < 40
+    assert run.speed > 0.97 * 8 / machine.rest

@@ -93,8 +93,9 @@ class SpeedController:
     def watch(self, request_ids: Sequence[int], *, num_other_rows: int = 0) -> list[int]:
         self._is_watching, self._kind = True, Kind.BEHIND
         self._rest.start_behind()
-        hidden_s = _HIDDEN_DRAFT * self._rest.seconds(len(request_ids) + num_other_rows, self.curve)
-        return self._ask(request_ids, is_asked=self._draft_s <= hidden_s)
+        num_rows = len(request_ids) + num_other_rows
+        is_hidden = self._draft_s <= _HIDDEN_DRAFT * self._rest.seconds(num_rows, self.curve)
+        return self._ask(request_ids, is_asked=is_hidden and self._rest.may_watch(num_rows))
 
     def _ask(self, request_ids: Sequence[int], *, is_asked: bool) -> list[int]:
         self._num_asked = len(request_ids)

@@ -2,16 +2,16 @@
 
 import math
 from enum import Enum
-from statistics import median
 
 from infercore.speculative.control.cost_curve import CostCurve
 
-_LOOK = 11  # steps of rest between two looks whether drafts would pay again
+_LOOK, _LONGEST_LOOK = 11, 44  # steps of rest between two looks whether drafts would pay again; each in vain doubles
 _LOOK_WATCHED = 200  # the same where drafts are watched meanwhile: only for what asking costs
-_KEPT = 7  # times of a size whose median counts: none of a machine that was busy three times decides
-_MEASURE = 4  # steps of rest that are taken for their time alone
-_REMEASURE = 200  # steps with drafts, after which that time is taken again
-_CLEAR, _CLEAR_UNSEEN = 1.5, 2.0  # an advantage of drafts that leaves no doubt, of a size that was, was not measured
+_KEPT = 8  # times of a size whose lower quartile counts: a busy machine, or code that is loaded, only ever adds
+_MEASURE = 4  # steps of rest that are taken for their time alone, and not watched
+_REMEASURE, _LAST_REMEASURE = 25, 400  # steps with drafts, after which that time is taken again; at first, and at last
+_CLEAR = 3.0  # an advantage of drafts that leaves no doubt
+_HIDDEN = 1.15  # of a step's time: watched ones that take longer are watched no more
 
 
 class Kind(Enum):
@@ -36,7 +36,10 @@ class Rest:
         self.overlaps = False
         """Steps without drafts have been overlapping lately."""
         self._times: dict[int, list[float]] = {}
+        self._watched: dict[int, list[float]] = {}  # of steps meanwhile watched
         self._ages: dict[int, int] = {}
+        self._due: dict[int, int] = {}
+        self._look = _LOOK
         self._is_resting = False
         self._num_rested = 0
         self._is_watched = False
@@ -48,7 +51,7 @@ class Rest:
         """Drafters are to be asked for the next step."""
         if self._num_measuring > 0:
             return False
-        return not self._is_resting or self._num_rested >= (_LOOK_WATCHED if self._is_watched else _LOOK)
+        return not self._is_resting or self._num_rested >= (_LOOK_WATCHED if self._is_watched else self._look)
 
     @property
     def is_blind(self) -> bool:
@@ -56,10 +59,21 @@ class Rest:
         return self._is_resting and not self._is_watched
 
     def begin(self) -> None:
+        """Nobody is to be asked from now on; after a look that was in vain, for longer than before it."""
+        if self._is_resting:
+            self._look = min(2 * self._look, _LONGEST_LOOK)
         self._is_resting, self._num_rested = True, 0
 
     def end(self) -> None:
-        self._is_resting = False
+        self._is_resting, self._look = False, _LOOK
+
+    def may_watch(self, num_rows: int) -> bool:
+        """Whether drafts may be made meanwhile: not where a step's time is being taken, nor where that showed."""
+        if self._num_measuring > 0:
+            return False
+        size = _size(num_rows)
+        alone, watched = self._times.get(size), self._watched.get(size)
+        return not alone or not watched or len(watched) < _KEPT or _typical(watched) <= _HIDDEN * _typical(alone)
 
     # ----------------------------------------------------------------------------------------------------------- steps
 
@@ -81,7 +95,8 @@ class Rest:
         self._is_watched = kind is Kind.WATCHED
         if kind is not Kind.ALONE:
             self._ages[size] = 0
-            self._times[size] = [*self._times.get(size, ())[-_KEPT + 1 :], seconds]
+            times = self._watched if kind is Kind.WATCHED else self._times
+            times[size] = [*times.get(size, ())[-_KEPT + 1 :], seconds]
         elif self._num_alone > 1:  # the first one after a draft cannot overlap yet; the second one could
             self.overlaps, self._num_measuring = False, 0
 
@@ -96,25 +111,32 @@ class Rest:
             return curve.step(num_rows)
         size = _size(num_rows)
         if size in self._times:
-            return median(self._times[size])
+            return _typical(self._times[size])
         known = min(self._times, key=lambda other: abs(other - size))
-        return median(self._times[known]) * curve.step(num_rows) / curve.step(2**known)
+        return _typical(self._times[known]) * curve.step(num_rows) / curve.step(2**known)
 
     def measure_if_due(self, num_rows: int, advantage: float) -> None:
         """Rest for a few steps, if what they take is not known well enough to tell whether drafts pay.
 
         advantage: of steps with drafts over those without, as tokens over time.
         """
-        if not self.overlaps:
+        if not self.overlaps or advantage >= _CLEAR:
             return
         size = _size(num_rows)
-        is_known = size in self._times
-        if advantage < (_CLEAR if is_known else _CLEAR_UNSEEN) and (not is_known or self._ages[size] >= _REMEASURE):
+        due = self._due.get(size, _REMEASURE)
+        if size not in self._times:
             self._num_measuring = _MEASURE + 1  # the first one does not overlap yet
+        elif self._ages[size] >= due:
+            self._due[size] = min(4 * due, _LAST_REMEASURE)
+            self._num_measuring = _MEASURE + 1
 
     def table(self) -> dict[int, float]:
         """Rows and seconds of overlapped steps."""
-        return {2**size: median(times) for size, times in sorted(self._times.items())}
+        return {2**size: _typical(times) for size, times in sorted(self._times.items())}
+
+
+def _typical(times: list[float]) -> float:
+    return sorted(times)[len(times) // 4]
 
 
 def _size(num_rows: int) -> int:
