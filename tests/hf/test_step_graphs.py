@@ -69,6 +69,21 @@ def test_short_prefill_is_run_in_pieces_that_graphs_serve(limit, num_by_graphs, 
     assert engine.stats.num_forwards == (6 if limit == 500 else 5)
 
 
+def test_a_prompt_is_read_beside_many_who_decode(model, monkeypatch):
+    monkeypatch.setattr("infercore.hf.step.ROWS", (8,))  # as many as decode: steps of so many leave nothing to others
+    engine = engine_with(model, Recorder(), max_running=16)
+    engine._stepper.prefill_by_graphs = 1000
+    for number in range(8):
+        engine.submit(engine.request([5, 6, 7 + number], max_new_tokens=60))
+    for _ in range(12):
+        engine.step()
+    (late,) = engine.submit(engine.request(list(range(3, 40)), max_new_tokens=4))
+    for _ in range(10):
+        engine.step()
+    assert late.completion is not None
+    assert late.completion.token_ids == hf_greedy(model, list(range(3, 40)), 4)[0]
+
+
 def test_rows_of_prefill_by_size_of_the_model():
     """`bench/results/prefill.md`: graphs are faster with 135M at 1500 rows, not at 3000; with 8B at 300, not at 700."""
     small, medium, large, huge = (134_515_008, 30), (1_235_814_400, 16), (8_030_261_248, 32), (70_000_000_000, 80)

@@ -197,10 +197,14 @@ class Stepper:
             return self._depart(work)
 
     def _most_rows(self) -> int:
-        """Of a step: what a graph serves, where little prefill waits and some steps by graphs are done sooner."""
-        if self.graphs is None or not self.graphs.serves or self.scheduler.num_prefill_rows() > self.prefill_by_graphs:
+        """Of a step: what a graph serves, where little prefill waits and some steps by graphs are done sooner.
+
+        Not where those who decode would leave it less than half of such a step.
+        """
+        if self.graphs is None or not self.graphs.serves or len(self.scheduler.running) > ROWS[-1] // 2:
             return self.max_rows
-        return min(self.max_rows, ROWS[-1])
+        by_graphs = self.scheduler.num_prefill_rows() <= self.prefill_by_graphs
+        return min(self.max_rows, ROWS[-1]) if by_graphs else self.max_rows
 
     def _resting(self, flight: Flight) -> set[int]:
         """Requests that could draft, but of which the controller wants nothing in the next step, nor wanted in this."""
