@@ -113,7 +113,7 @@ def _engine() -> None:
 
     from infercore.constrained import Vocabulary, json_schema
     from infercore.hf import Engine
-    from infercore.hf.heads._compiled import best_of_candidates
+    from infercore.hf.heads.expand import compile_loops
     from infercore.speculative import SpeedController, SuffixDrafter
 
     config = LlamaConfig(
@@ -133,5 +133,5 @@ def _engine() -> None:
     drafter = SuffixDrafter()
     engine.generate([prompt, prompt[:9]], max_new_tokens=24, drafter=drafter, grammar=json_schema(_SCHEMA))
     engine.generate([prompt], n=2, max_new_tokens=24, drafter=drafter, temperature=1.0, top_p=0.9, seed=0)
-    best_of_candidates(np.zeros(7, np.int32), np.array([-1, -1, 0]), np.zeros(1, np.int64), 2)
+    compile_loops()
     torch.random.set_rng_state(state)

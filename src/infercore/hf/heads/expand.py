@@ -250,5 +250,10 @@ class Expansion:
         return np.concatenate([root, rest])
 
 
+def compile_loops() -> None:
+    """Compile ahead what picks the candidates of a draft."""
+    _compiled.best_of_candidates(np.zeros(7, np.int32), np.array([-1, -1, 0]), np.zeros(1, np.int64), 2)
+
+
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:
     return tensor.gather(1, index[..., None].expand(-1, -1, tensor.shape[-1]))
