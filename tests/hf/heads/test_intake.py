@@ -1,4 +1,4 @@
-"""Long texts go into a head's cache in pieces: by plain calls or padded to the sizes of graphs, the same entries."""
+"""By plain calls or padded to the sizes of graphs, long texts leave the same entries, and drafts are the same."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from tests.hf.heads.test_eagle import features_of
 from tests.hf.tiny import tiny_model
 
 from infercore.hf import EagleDrafter
-from infercore.hf.heads import intake as intake_module
+from infercore.hf.heads import captured as captured_module
 from infercore.hf.heads.captured import Captured
 from infercore.hf.heads.intake import Intake
 from infercore.hf.heads.kv import graph_lengths
@@ -26,7 +26,10 @@ class Replayed(Captured):
 
     def start(self, numbers):
         assert numbers.shape == self.shape
-        self.run(torch.from_numpy(numbers.copy()))
+        self.out = self.run(torch.from_numpy(numbers.copy()))
+
+    def read(self):
+        return self.out.numpy()
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def drafter(tmp_path):
 
 @pytest.mark.parametrize("lengths", [(1, 2), (70, 130), (600, 3), (512, 1100)])
 def test_padded_pieces_write_the_same_entries_and_no_others(lengths, drafter, monkeypatch):
-    monkeypatch.setattr(intake_module, "Captured", Replayed)
+    monkeypatch.setattr(captured_module, "Captured", Replayed)
     kv = drafter._kv
     slots = [kv.open() for _ in range(4)]
     for by_graphs, slot, other in ((False, *slots[:2]), (True, *slots[2:])):
@@ -59,7 +62,7 @@ def test_padded_pieces_write_the_same_entries_and_no_others(lengths, drafter, mo
 
 
 def test_a_warm_up_captures_all_that_texts_of_that_length_need(drafter, monkeypatch):
-    monkeypatch.setattr(intake_module, "Captured", Replayed)
+    monkeypatch.setattr(captured_module, "Captured", Replayed)
     monkeypatch.setattr(Replayed, "made", [])
     drafter._intake = Intake(drafter.head, drafter._kv, cuda_graphs=True)
     drafter._kv.reserve_slots(4)
@@ -73,6 +76,30 @@ def test_a_warm_up_captures_all_that_texts_of_that_length_need(drafter, monkeypa
         (tree,) = drafter.propose([DraftRequest(request_id, text, 8)])
         assert tree.num_nodes == 8
     assert len(Replayed.made) == captured
+
+
+def test_drafts_by_graphs_are_those_of_plain_calls_and_a_warm_up_captures_them(drafter, monkeypatch):
+    monkeypatch.setattr(captured_module, "Captured", Replayed)
+    trees = {}
+    for by_graphs in (False, True):
+        drafter._expansion.uses_graphs = by_graphs
+        drafter._intake = Intake(drafter.head, drafter._kv, cuda_graphs=by_graphs)
+        drafter.warmup(batch=4, num_tokens=600)
+        captured = len(drafter._expansion._replays), len(drafter._intake._replays)
+        assert (min(captured) > 0) == by_graphs
+        trees[by_graphs] = []
+        for number, count in enumerate((3, 150, 40, 580)):
+            features = features_of(drafter, count - 1, number)
+            text = np.random.default_rng(number).integers(0, 90, count)
+            drafter.see([number], [0], [np.arange(count - 1)], features, [text])
+            trees[by_graphs] += drafter.propose([DraftRequest(number, text, 12)])
+            drafter.close(number)
+        assert captured == (len(drafter._expansion._replays), len(drafter._intake._replays))
+    for by_graph, plain in zip(trees[True], trees[False], strict=True):
+        assert by_graph.num_nodes == 12
+        assert by_graph.token_ids.tolist() == plain.token_ids.tolist()
+        assert by_graph.parents.tolist() == plain.parents.tolist()
+        np.testing.assert_allclose(by_graph.scores, plain.scores, atol=1e-5)
 
 
 def test_lengths_of_captured_attention():

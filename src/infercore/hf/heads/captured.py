@@ -1,12 +1,18 @@
-"""`Captured`: a function of a few numbers as a CUDA graph, with the copies of what goes in and what comes out."""
+"""`Captured`: a function of a few numbers as a CUDA graph, with the copies of what goes in and what comes out.
+
+`CapturedByShape` holds one for each shape that was met, as long as the head's cache stays where it is.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from infercore.hf.heads.kv import HeadKV
 
 
 class Captured:
@@ -49,6 +55,35 @@ class Captured:
             self._is_done.synchronize()
             self._is_running = False
         return self._on_host
+
+
+class CapturedByShape:
+    """Graphs of one function, by the shape of its numbers and the length of the cache that attention runs over.
+
+    They are void when the cache's memory moves.
+
+    Args: run: of numbers as `Captured` takes them, and that length.
+    """
+
+    def __init__(self, run: Callable[..., Tensor], kv: HeadKV, device: torch.device) -> None:
+        self._run, self._kv, self._device = run, kv, device
+        self._graphs: dict[tuple[int, int, int], Captured] = {}
+        self._generation = kv.generation
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def of(self, num_rows: int, num_columns: int, length: int) -> Captured:
+        """The one for numbers `[num_rows, num_columns]`, captured now if it is not there."""
+        if self._generation != self._kv.generation:
+            self._graphs.clear()
+            self._generation = self._kv.generation
+        key = num_rows, num_columns, length
+        graph = self._graphs.get(key)
+        if graph is None:
+            numbers = np.zeros((num_rows, num_columns), np.int64)
+            graph = self._graphs[key] = Captured(partial(self._run, length=length), numbers, self._device)
+        return graph
 
 
 def fitting(sizes: tuple[int, ...], count: int) -> int:

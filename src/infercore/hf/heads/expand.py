@@ -17,7 +17,7 @@ from torch import Tensor
 
 from infercore.hf.fused_products import compile_options
 from infercore.hf.heads import _compiled
-from infercore.hf.heads.captured import Captured, fitting
+from infercore.hf.heads.captured import CapturedByShape, fitting
 from infercore.hf.heads.eagle import EagleHead
 from infercore.hf.heads.kv import FIRST_GRAPH_LENGTH, HeadKV, below, buckets, causal, graph_lengths
 from infercore.hf.heads.ring import FeatureRing
@@ -94,9 +94,8 @@ class Expansion:
                 "it to a GPU, or leave it out"
             )
         self.uses_graphs = on_gpu if cuda_graphs is None else cuda_graphs
-        self._replays: dict[tuple[int, int, int], Captured] = {}
+        self._replays = CapturedByShape(self._draft, kv, self._device)
         self._read: Callable[[], npt.NDArray[np.int32]] | None = None  # what was started last
-        self._generation = kv.generation
         self._parents = self._parents_of_candidates()
         entry = np.arange(shape.num_entries)
         depth = entry // shape.width
@@ -150,26 +149,15 @@ class Expansion:
         for size in _BATCHES[: _BATCHES.index(fitting(_BATCHES, min(batch, _BATCHES[-1]))) + 1]:
             for new in _NEW:
                 for length in graph_lengths(needed):
-                    self._captured(np.zeros((size, 4 + 2 * new), np.int64), length)
+                    self._replays.of(size, 4 + 2 * new, length)
 
     def _call(self, numbers: npt.NDArray[np.int64], length: int) -> Callable[[], npt.NDArray[np.int32]]:
         if not self.uses_graphs:
             out = self._draft(torch.from_numpy(numbers).to(self._device), length)
             return lambda: out.cpu().numpy()
-        captured = self._captured(numbers, length)
+        captured = self._replays.of(len(numbers), numbers.shape[1], length)
         captured.start(numbers)
         return captured.read
-
-    def _captured(self, numbers: npt.NDArray[np.int64], length: int) -> Captured:
-        """The graph for numbers of this shape."""
-        if self._generation != self._kv.generation:
-            self._replays.clear()
-            self._generation = self._kv.generation
-        key = *numbers.shape, length
-        captured = self._replays.get(key)
-        if captured is None:
-            captured = self._replays[key] = Captured(partial(self._draft, length=length), numbers, self._device)
-        return captured
 
     def _draft(self, numbers: Tensor, length: int) -> Tensor:
         """int32 `[batch, 2 * candidates + entries]`: the candidates' tokens, the bits of their float32 chances, and of

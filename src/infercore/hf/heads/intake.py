@@ -3,7 +3,6 @@
 A piece is some sixty kernels of a few microseconds; on a GPU they are one CUDA graph, of few sizes.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from infercore.hf.heads.captured import Captured, fitting
+from infercore.hf.heads.captured import CapturedByShape, fitting
 from infercore.hf.heads.eagle import EagleHead
 from infercore.hf.heads.kv import FIRST_GRAPH_LENGTH, HeadKV, buckets, causal, graph_lengths
 
@@ -28,8 +27,7 @@ class Intake:
     def __init__(self, head: EagleHead, kv: HeadKV, *, cuda_graphs: bool) -> None:
         self._head, self._kv, self._uses_graphs = head, kv, cuda_graphs
         self._device = next(head.parameters()).device
-        self._generation = kv.generation
-        self._replays: dict[tuple[int, int], Captured] = {}
+        self._replays = CapturedByShape(self._write_kept, kv, self._device)
         shape = (_PIECE if cuda_graphs else 0, head.feature_size)
         self._features = torch.zeros(shape, dtype=kv.waiting.dtype, device=self._device)
 
@@ -58,7 +56,7 @@ class Intake:
         self._kv.reserve(buckets(num_tokens, FIRST_GRAPH_LENGTH))
         for size in _SIZES:
             for length in graph_lengths(num_tokens):
-                self._captured(size, length)
+                self._replays.of(1, 4 + size, length)
 
     def _piece(
         self, slot: int, length: int, first: int, tokens: Integer[np.ndarray, "new"], features: Float[Tensor, "new _"]
@@ -70,20 +68,13 @@ class Intake:
         numbers[0, 4 : 4 + count] = tokens
         if self._uses_graphs:
             self._features[:count] = features
-            self._captured(size, buckets(length + count, FIRST_GRAPH_LENGTH)).start(numbers)
+            self._replays.of(1, 4 + size, buckets(length + count, FIRST_GRAPH_LENGTH)).start(numbers)
         else:
             self._write(torch.from_numpy(numbers).to(self._device), features, length + count)
 
-    def _captured(self, size: int, length: int) -> Captured:
-        if self._generation != self._kv.generation:
-            self._replays.clear()
-            self._generation = self._kv.generation
-        captured = self._replays.get((size, length))
-        if captured is None:
-            write: Callable[[Tensor], Tensor] = partial(self._write, features=self._features[:size], length=length)
-            captured = Captured(write, np.zeros((1, 4 + size), np.int64), self._device)
-            self._replays[size, length] = captured
-        return captured
+    def _write_kept(self, numbers: Tensor, length: int) -> Tensor:
+        """`_write` of the features that stand in memory of its own."""
+        return self._write(numbers, self._features[: numbers.shape[1] - 4], length)
 
     def _write(self, numbers: Tensor, features: Tensor, length: int) -> Tensor:
         """Entries of one request's `[rows, columns]` features; those behind its count go nowhere."""
