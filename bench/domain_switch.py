@@ -46,6 +46,11 @@ class Overlapped:
     asked: float
     by_row: float
 
+    def seconds(self, num_rows: int, *, was_asked: bool, is_behind: bool) -> float:
+        if was_asked:
+            return self.asked + self.by_row * num_rows
+        return self.rest if is_behind else self.after_draft
+
 
 ONE_STREAM = Overlapped(0.00106, 0.0012, 0.0013, 0.000003)
 EIGHT_STREAMS = Overlapped(0.0011, 0.00125, 0.00155, 0.000006)
@@ -169,10 +174,7 @@ def overlapped(
         verdicts = verify_greedy(
             trees, [text[p : p + t.num_nodes + 1] for text, p, t in zip(texts, positions, trees, strict=True)]
         )
-        if was_asked:
-            seconds = cost.asked + cost.by_row * (len(ids) + num_nodes)
-        else:
-            seconds = cost.rest if is_behind else cost.after_draft
+        seconds = cost.seconds(len(ids) + num_nodes, was_asked=was_asked, is_behind=is_behind)
         num_gained = sum(verdict.accept_length for verdict in verdicts)
         steps.append(Step(positions[0], num_nodes, num_gained, seconds))
         positions = [p + verdict.accept_length for p, verdict in zip(positions, verdicts, strict=True)]

@@ -12,6 +12,7 @@ a step more.
 
 import argparse
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,9 +160,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser)
     arguments = parser.parse_args()
+    show(table(recorded(arguments.traces), arguments.new_tokens), "speculative_controller.md", arguments)
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """Traces in the order of `stratified`."""
     place = {question["question_id"]: index for index, question in enumerate(stratified())}
-    recorded = sorted(traces(arguments.traces), key=lambda trace: place[trace["question_id"]])
-    show(table(recorded, arguments.new_tokens), "speculative_controller.md", arguments)
+    return sorted(traces(path), key=lambda trace: place[trace["question_id"]])
 
 
 def stratified() -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from domain_switch import EIGHT_STREAMS, ONE_STREAM, Overlapped
 from infercore.speculative import Controller, FixedBudget, SpeedController, SuffixDrafter, TokenTree, verify_greedy
-from speculative import DRAFTERS, add_common_arguments, commit, follow, show, traces
-from speculative_controller import Question, stratified
+from speculative import DRAFTERS, add_common_arguments, commit, follow, show
+from speculative_controller import Question, recorded
 
 WIDTH = 16
 SEEDS = 4
@@ -96,10 +96,7 @@ def decode(some: list[Question], controller: Controller, cost: Overlapped, size:
         follows = not num_nodes and not any(controller.budget(ids))
         rest = [follow(t, one.question.text[one.length :]) for t, one in zip(trees, batch.running, strict=True)]
         verdicts = verify_greedy(trees, rest)
-        if was_asked:
-            seconds = cost.asked + cost.by_row * (len(ids) + num_nodes)
-        else:
-            seconds = cost.rest if is_behind else cost.after_draft
+        seconds = cost.seconds(len(ids) + num_nodes, was_asked=was_asked, is_behind=is_behind)
         controller.update(ids, trees, verdicts, step_time_s=seconds * noise.lognormal(0, 0.04))
         outcome.seconds += seconds
         outcome.steps += 1
@@ -151,8 +148,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser)
     arguments = parser.parse_args()
-    place = {question["question_id"]: index for index, question in enumerate(stratified())}
-    recorded = sorted(traces(arguments.traces), key=lambda trace: place[trace["question_id"]])
     lines = [
         f"commit {commit()} | no model: recorded questions from empty tables, {arguments.new_tokens} new tokens, at "
         f"most {WIDTH} nodes, curve learnt | steps that overlap, modelled in `bench/speculative_overlapped.py`",
@@ -161,9 +156,10 @@ def main() -> None:
         "plain, controller | accept length | steps with drafts |",
         "| --- " * 8 + "|",
     ]
+    first = recorded(arguments.traces)[:160]
     for name, make in (("suffix", Deaf), ("suffix + recycling", DRAFTERS["suffix + recycling"])):
         drafter = make()
-        some = [Question(t, i, drafter, WIDTH, arguments.new_tokens) for i, t in enumerate(recorded[:160])]
+        some = [Question(t, i, drafter, WIDTH, arguments.new_tokens) for i, t in enumerate(first)]
         for count in (16, 32, 160):
             lines += table(some[:count], name)
     show("\n".join(lines), "speculative_overlapped.md", arguments)
