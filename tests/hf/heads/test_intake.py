@@ -102,6 +102,17 @@ def test_drafts_by_graphs_are_those_of_plain_calls_and_a_warm_up_captures_them(d
         np.testing.assert_allclose(by_graph.scores, plain.scores, atol=1e-5)
 
 
+def test_graphs_are_void_when_the_memory_moves(drafter, monkeypatch):
+    monkeypatch.setattr(captured_module, "Captured", Replayed)
+    graphs = captured_module.CapturedByShape(lambda numbers, length: numbers, drafter._kv, torch.device("cpu"))
+    first = graphs.of(1, 6, 512)
+    assert graphs.of(1, 6, 512) is first
+    assert graphs.of(1, 6, 1024) is not first
+    drafter._kv.reserve(2 * drafter._kv.length)
+    assert graphs.of(1, 6, 512) is not first
+    assert len(graphs) == 1
+
+
 def test_lengths_of_captured_attention():
     assert graph_lengths(1) == [512]
     assert graph_lengths(513) == [512, 1024]
